@@ -8,17 +8,19 @@ process holds and that have a dense gradient, b bytes of a number (4). A message
 |---|---|---|
 | sum of the gradients | 1 | b (P + T + 1) |
 | agreement on a stop | 1 | 16 |
-| samplers that read query vectors | 1 | b D (rows of the largest share) |
+| samplers that read query vectors | 1 | b D S |
 | each table trained by row | 2, and 1 for all tables | r (8 + b D); 8 for each table |
 | each look-up in a sharded table | 3 | 8 (W - 1) + 8 n + b D m |
 | gradients of each sharded table | 3 | 8 (W - 1) + 8 n + b D n |
 | norm of the gradients of sharded tables | 1 | b |
+| full softmax over sharded items | 6 | 8 S + b (D S + D S W + 2 R + S) |
 
-r is the largest number of distinct rows that a process reads in the step, n the distinct rows of
-other processes that this process reads, m the rows of this process that the others read, both
-without repeats inside one look-up (or, for gradients, inside the step). A look-up reads the items
-of the histories of a process, or its positives with the N candidates of the whole batch: every
-process reads all N, so that n does not fall as W grows.
+R are the rows of the batch and S those of the largest share. r is the largest number of distinct
+rows that a process reads in the step, n the distinct rows of other processes that this process
+reads, m the rows of this process that the others read, both without repeats inside one look-up (or,
+for gradients, inside the step). A look-up reads the items of the histories of a process, or its
+positives with the N candidates of the whole batch: every process reads all N, so that n does not
+fall as W grows. The full softmax looks up no item: it sends the queries to the owners of the items.
 
 ``network_bytes`` converts bytes passed to a collective to bytes that leave the process, for ring
 algorithms: gloo uses them, and NCCL for large messages.
@@ -32,9 +34,13 @@ from typing import Any
 
 STOP_BYTES = 16
 ID_BYTES = 8
-SUMS = {"sum of gradients", "sum", "stop"}
+SUMS = {"sum of gradients", "sum", "stop", "sum of positive scores", "sum of query gradients"}
+"""gloo computes the last one, a sum of which a process needs its own rows, as a whole sum."""
 GATHERS = {
     "gather of query vectors",
+    "gather of positives",
+    "gather of partition functions",
+    "gather of loss gradients",
     "rows of tables",
     "ids of table rows",
     "gradients of table rows",
@@ -133,6 +139,24 @@ class StepCosts:
         for rows in gradients:
             sent += Sent(3, ID_BYTES * (others + rows.read) + row * rows.read)
         return {"exchange": sent, "sum": Sent(1, self.number_bytes)}
+
+    def full_softmax(self, rows: int, largest_share: int) -> dict[str, Sent]:
+        """Return the costs of the full softmax over sharded items.
+
+        Args:
+            rows: R of the batch.
+            largest_share: S.
+        """
+        number = self.number_bytes
+        query = number * self.width * largest_share
+        return {
+            "gather of positives": Sent(1, ID_BYTES * largest_share),
+            "gather of query vectors": Sent(1, query),
+            "gather of partition functions": Sent(1, number * rows),
+            "sum of positive scores": Sent(1, number * rows),
+            "gather of loss gradients": Sent(1, number * largest_share),
+            "sum of query gradients": Sent(1, query * self.num_processes),
+        }
 
 
 def network_bytes(name: str, num_bytes: float, num_processes: int) -> float:

@@ -58,7 +58,9 @@ SAMPLERS: dict[str, Any] = {
         "components": [{"type": "in_batch"}, {"type": "uniform", "num_candidates": 256}],
     },
     "random Fourier": {"type": "random_fourier", "num_candidates": 8, "refresh_every": 2},
+    "full softmax": None,
 }
+"""By name; None: the loss takes no candidates."""
 CASES = {
     "dense, in-batch": ("dense", "in-batch"),
     "dense, uniform": ("dense", "uniform"),
@@ -68,6 +70,7 @@ CASES = {
     "sharded_row_adam, in-batch": ("sharded_row_adam", "in-batch"),
     "sharded_row_adam, uniform": ("sharded_row_adam", "uniform"),
     "sharded_row_adam, mixture": ("sharded_row_adam", "mixture"),
+    "sharded_row_adam, full softmax": ("sharded_row_adam", "full softmax"),
 }
 """By name: ``training.tables`` and the sampler."""
 FRAME_BYTES = 66
@@ -107,7 +110,7 @@ def make_trainer(
             "item_tower": {"type": "item_embedding", "dim": width},
         },
         "sampler": SAMPLERS[sampler],
-        "loss": DEFAULT_RECIPE["loss"],
+        "loss": DEFAULT_RECIPE["loss"] if SAMPLERS[sampler] else {"type": "full_softmax"},
         "training": {
             "tables": tables,
             "max_steps": max_steps,
@@ -172,7 +175,7 @@ def count(case: str, folder: Path) -> dict[str, Any]:
     ]
     return {
         "steps": [
-            {**step, "read": rows, "largest_share": max(counts)}
+            {**step, "read": rows, "rows": sum(counts), "largest_share": max(counts)}
             for step, rows, counts in zip(steps, read, shares, strict=False)
         ],
         "dense_numbers": sum(p.numel() for p in dense),
@@ -215,8 +218,11 @@ def modelled(ranks: Sequence[Mapping[str, Any]], case: str, step: int) -> list[d
     base = costs.dense(ranks[0]["dense_numbers"], ranks[0]["dense_tensors"])
     if len(ranks) == 1:
         return [base]
+    one = ranks[0]["steps"][step]
     if sampler == "random Fourier":
-        base |= costs.queries(ranks[0]["steps"][step]["largest_share"])
+        base |= costs.queries(one["largest_share"])
+    if sampler == "full softmax":
+        base |= costs.full_softmax(one["rows"], one["largest_share"])
     reads = [
         [np.array(ids, dtype=np.int64) for ids in rank["steps"][step]["read"]] for rank in ranks
     ]

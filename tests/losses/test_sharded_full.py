@@ -24,7 +24,7 @@ def check_equal(rank, num_ranks, num_items):
     query, items, positives, weights = inputs(num_items)
     query.requires_grad_()
     items.requires_grad_()
-    whole = full_softmax(query, items, positives)
+    whole = full_softmax(query, items, positives, effective_sample_size=True)
     (whole.loss * weights).sum().backward()
     # The second process has no rows; with more processes than items one has no item.
     stops = {1: [0, B], 2: [0, B, B], 3: [0, 2, 2, B]}[num_ranks]
@@ -33,9 +33,10 @@ def check_equal(rank, num_ranks, num_items):
     own_query = query.detach()[rows].requires_grad_()
     own_vectors = items.detach()[own.start : own.stop].requires_grad_()
     output = sharded_full_softmax(
-        own_query, own_vectors, positives[rows], own_items=own, num_items=num_items
-    )
-    for name in ("loss", "log_z", "sample_weight"):
+        own_query, own_vectors, positives[rows], own_items=own, num_items=num_items,
+        effective_sample_size=True,
+    )  # fmt: skip
+    for name in ("loss", "log_z", "sample_weight", "effective_sample_size"):
         expected = getattr(whole, name)[rows].detach()
         torch.testing.assert_close(getattr(output, name).detach(), expected, rtol=0, atol=1e-12)
     (output.loss * weights[rows]).sum().backward()

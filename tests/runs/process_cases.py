@@ -24,9 +24,11 @@ from candid.training import Trainer
 NUM_ITEMS = 15
 STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
-REFUSED = {"failed", "copies", "diversity", "index-infinite", "index-mixed"}
+REFUSED = {"failed", "copies", "diversity", "groups", "index-infinite", "index-mixed"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 BY_STEPS = {"validate_every_steps": 4, "keep": "all"}
+SOFTMAX = {"sampler": None, "loss": {"type": "full_softmax"}, "model": {"similarity": "cosine"}}
+TWO_EPOCHS = {"epochs": 2, "clip_norm": 0.5, "softmax_over": "trained"}
 VARIANTS = {
     "mean": {
         "training": {"average": 0.8, "clip_norm": 0.5, "patience": 1},
@@ -45,6 +47,9 @@ VARIANTS = {
         "training": {"tables": "sharded_row_adam", "clip_norm": 0.5, "patience": 2, **BY_STEPS},
         "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
     },
+    "softmax": SOFTMAX | {"training": {"tables": "row_adagrad", **TWO_EPOCHS}},
+    "sharded softmax": SOFTMAX | {"training": {"tables": "sharded_row_adagrad", **TWO_EPOCHS}},
+    "groups": {"training": {"num_groups": 2}, "sampler": {"type": "in_batch"}},
     "diversity": {
         "training": {"tables": "sharded_row_adam"},
         "sampler": {"type": "in_batch"},
@@ -77,9 +82,10 @@ def recipe(variant="mean"):
         "name": "walk",
         "device": "cpu",
         "batches": {"batch_size": 9, "max_length": 4} | changes.get("batches", {}),
-        "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}},
+        "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}}
+        | changes.get("model", {}),
         "sampler": changes["sampler"],
-        "loss": {"type": "sampled_softmax"},
+        "loss": changes.get("loss", {"type": "sampled_softmax"}),
         "training": {
             "epochs": 5,
             "lr": 0.03,
@@ -166,6 +172,11 @@ def fail(rank, data, out):
     return train(rank, data, out)
 
 
+def train_without_data(rank, data, out, variant):
+    """The dataset does not exist: a refusal that names something else comes before it is read."""
+    return train(rank, data / "missing", out, variant)
+
+
 def main(folder):
     sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
     from ranks import run_ranks
@@ -198,7 +209,11 @@ def main(folder):
     run(1, "rows-1", train, variant="rows")
     run(2, "rows-3", train_until_stopped, variant="sharded")
     run(3, "rows-3", train, variant="sharded", resume=True)
+    run(1, "softmax-1", train, variant="softmax")
+    for world_size in (1, 2, 3):
+        run(world_size, f"sharded-{world_size}", train, variant="sharded softmax")
     run(2, "failed", fail)
+    run(2, "groups", train_without_data, variant="groups")
     run(2, "diversity", train, variant="diversity")
     (folder / "codes.json").write_text(json.dumps(codes))
 

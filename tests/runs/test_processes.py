@@ -21,8 +21,10 @@ PAIRS = [
     ("parts-1", "parts-2"),
     ("mean-1", "stopped"),
     ("rows-1", "rows-3"),
+    *(("softmax-1", f"sharded-{world_size}") for world_size in (1, 2, 3)),
 ]
 WORLD_SIZES = {"mean-2": 2, "parts-2": 2, "stopped": 3, "rows-3": 3}
+WORLD_SIZES |= {f"sharded-{world_size}": world_size for world_size in (1, 2, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_log_is_that_of_one_process(folder, one, several):
     expected, actual = lines_of(folder / one), lines_of(folder / several)
     assert len(actual) == len(expected) > 5
     for line, other in zip(actual, expected, strict=True):
-        if several == "rows-3" and "validation/nll" in line:
+        if several in ("rows-3", "sharded-2", "sharded-3") and "validation/nll" in line:
             # The sum over the catalog has the float32 products of other blocks.
             nll = other.pop("validation/nll")
             assert line.pop("validation/nll") == pytest.approx(nll, rel=1e-6)
@@ -130,6 +132,14 @@ def test_metric_that_sharded_tables_cannot_have_is_refused_before_the_first_step
     assert codes["diversity"] == [2, 2]
     assert "intra_list_diversity needs the vectors" in (folder / "stderr.txt").read_text()
     assert not (folder / "diversity").exists()
+
+
+def test_groups_of_samples_are_refused_before_the_data_are_read(folder):
+    codes = json.loads((folder / "codes.json").read_text())
+    assert codes["groups"] == [2, 2]
+    expected = "training.num_groups = 2 needs one process: set it to 1, or train without torchrun"
+    assert expected in (folder / "stderr.txt").read_text()
+    assert not (folder / "groups").exists()
 
 
 def test_run_of_several_processes_is_a_run(folder):

@@ -15,7 +15,7 @@ from candid.distributed import Group, open_group
 from candid.features import Bags, Codes, FeatureTable, Numbers
 from candid.losses import LOSSES
 from candid.samplers import SAMPLERS
-from candid.towers import ModelConfig, TowerContext
+from candid.towers import ModelConfig, TowerContext, sharded_tables
 from candid.training import Trainer, TrainingConfig, optimizer
 
 NUM_USERS, NUM_ITEMS = 24, 30
@@ -64,6 +64,13 @@ MODELS = {
 }
 # Of the gradient cache alone: the norms and the temperature take part in its second pass.
 MODELS["cosine"] = MODELS["features"] | {"similarity": "cosine", "temperature": 0.1}
+MODELS["unit vectors"] = {
+    "query_tower": {"type": "user_embedding", "dim": 8},
+    "item_tower": {"type": "item_embedding", "dim": 8},
+    "similarity": "cosine",
+    "temperature": 0.2,
+    "learn_temperature": True,
+}
 IN_BATCH = {"type": "in_batch"}
 DISTINCT = IN_BATCH | {"distinct": True}
 CAPPED = IN_BATCH | {"num_candidates": 5}
@@ -75,6 +82,7 @@ POPULAR = {"type": "exact_popular", "num_exact": 4, "rest": IN_BATCH}
 NEAREST = {"type": "exact_nearest", "k": 3, "num_exact": 5, "refresh_every": 2}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 QUADRATIC = {"type": "quadratic", "num_candidates": 6, "refresh_every": 2}
+FULL = {"type": "full_softmax"}
 STREAM = IN_BATCH | {"frequency": {"type": "streaming"}}
 
 
@@ -94,11 +102,9 @@ def case(loss, sampler=None, model="histories", *, batches=None, training=None, 
 
 
 CASES = {
-    "full softmax": case({"type": "full_softmax"}),
-    "full softmax over trained items": case(
-        {"type": "full_softmax"}, training={"softmax_over": "trained"}
-    ),
-    "full softmax, features": case({"type": "full_softmax"}, model="features"),
+    "full softmax": case(FULL),
+    "full softmax over trained items": case(FULL, training={"softmax_over": "trained"}),
+    "full softmax, features": case(FULL, model="features"),
     **{
         f"{name}, {correction}": case(softmax(correction), sampler)
         for name, sampler in {
@@ -137,6 +143,38 @@ CASES = {
 }
 
 
+# With row-wise tables, also with sharded ones: the full softmax, and parts of a batch.
+OF_TABLES = {
+    "row-wise full softmax": case(
+        FULL, training={"tables": "row_adam", "weight_decay": 0.1, "clip_norm": 0.1}
+    ),
+    "row-wise full softmax over trained items": case(
+        FULL, training={"tables": "row_adagrad", "weight_decay": 0.1, "softmax_over": "trained"}
+    ),
+    "row-wise full softmax, features": case(
+        FULL, model="features", training={"tables": "row_adam"}
+    ),
+    "row-wise full softmax, unit vectors": case(
+        FULL, model="unit vectors", training={"tables": "row_adam"}, weights=True
+    ),
+    "row-wise full softmax, micro-batch": case(
+        FULL, model="features", training={"tables": "row_adam"}, batches={"micro_batch": 1}
+    ),
+    "row-wise mixture, micro-batch": case(
+        softmax(), MIXTURE, training={"tables": "row_adam"}, batches={"micro_batch": 1}
+    ),
+    "row-wise mixture, features, micro-batch": case(
+        softmax(),
+        MIXTURE,
+        model="features",
+        training={"tables": "row_adagrad"},
+        batches={"micro_batch": 2},
+    ),
+}
+CASES |= OF_TABLES
+SHARDED_SIZES = (1, 2, 3)
+
+
 # With three and four processes, the cases that differ in what processes share.
 SOME_CASES = [
     "full softmax",
@@ -152,6 +190,12 @@ SOME_CASES = [
     "row-wise tables",
     "micro-batch, features",
 ]
+
+
+def with_sharded_tables(settings):
+    """Return a case with sharded tables."""
+    tables = {"tables": f"sharded_{settings['training']['tables']}"}
+    return settings | {"training": settings["training"] | tables}
 
 
 def cases_of(world_size):
@@ -216,7 +260,7 @@ def make_trainer(folder, settings, group):
         empty_histories=True,
     )
     model = ModelConfig.model_validate(MODELS[settings["model"]]).build(context).double()
-    unit = "interaction" if settings["model"] == "users" else "sequence"
+    unit = "interaction" if settings["model"] in ("users", "unit vectors") else "sequence"
     batches = {"unit": unit, "batch_size": 10, "max_length": 4, "max_negatives": 2}
     counts = torch.from_numpy(np.bincount(dataset.item_ids, minlength=NUM_ITEMS)) + 1
     training = {"log_every": 1, "clip_norm": None, "lr": 0.01, "warmup_steps": 0}
@@ -239,6 +283,7 @@ def steps_of(settings, group):
         trainer = make_trainer(folder, settings, group)
         trainer._step.seed_samples()
         trainer.model.train()
+        rows = gradients_of_sharded_rows(trainer)
         last = trainer.loader.num_batches - 1
         steps = []
         for step in (*range(STEPS - 1), last):
@@ -248,7 +293,7 @@ def steps_of(settings, group):
             gradients = {
                 name: None if p.grad is None else p.grad.to_dense().clone()
                 for name, p in trainer.model.named_parameters()
-            }
+            } | rows
             steps.append(
                 {
                     "loss": value,
@@ -267,6 +312,23 @@ def steps_of(settings, group):
         return {"steps": steps, "state": state, "random": torch.get_rng_state()}
 
 
+def gradients_of_sharded_rows(trainer):
+    """Return a dict that holds, after each step, the gradients of the rows of this process."""
+    gradients, optimizer = {}, trainer.optimizer.rows
+    sharded = sharded_tables(trainer.model)
+    if sharded:
+        take = optimizer.step
+
+        def step():
+            for name, table in sharded.items():
+                ids, rows, _ = optimizer.gradient_of(table.weight)
+                gradients[name] = torch.zeros_like(table.weight).index_copy(0, ids, rows)
+            take()
+
+        optimizer.step = step
+    return gradients
+
+
 def fake_groups(world_size):
     """Return groups that know their rank; they cannot send."""
     for rank in range(world_size):
@@ -277,7 +339,12 @@ def fake_groups(world_size):
 
 def run(rank, names):
     with open_group(60) as group:
-        return {name: steps_of(CASES[name], group) for name in names}
+        results = {name: steps_of(CASES[name], group) for name in names}
+        if group.world_size in SHARDED_SIZES:
+            results["sharded"] = {
+                n: steps_of(with_sharded_tables(c), group) for n, c in OF_TABLES.items()
+            }
+        return results
 
 
 def main(folder):

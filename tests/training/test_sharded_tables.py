@@ -368,16 +368,11 @@ def test_models_without_a_table_of_ids_cannot_be_sharded():
         TrainingConfig(tables="sharded_row_adam", average=0.9)
 
 
-def test_settings_that_need_all_rows_are_refused_in_several_processes():
-    def loader(micro_batch):
-        return SimpleNamespace(config=SimpleNamespace(micro_batch=micro_batch))
-
+def test_samplers_that_need_all_rows_are_refused_in_several_processes():
     follower = SAMPLERS["random_fourier"].Config(num_candidates=4).build(torch.ones(V))
-    with pytest.raises(ConfigError, match=r"micro_batch cannot be combined with sharded"):
-        trainer._check_reads_by_id(loader(8), None)
     with pytest.raises(ConfigError, match="this sampler needs the vectors of all items"):
-        trainer._check_reads_by_id(loader(None), follower)
-    trainer._check_reads_by_id(loader(None), Uniform(V, num_candidates=5))
+        trainer._check_reads_by_id(follower)
+    trainer._check_reads_by_id(Uniform(V, num_candidates=5))
 
 
 def test_part_of_a_table_with_another_number_of_rows_is_not_cut():

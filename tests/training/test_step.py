@@ -6,6 +6,7 @@ import pytest
 import step_cases as cases
 import torch
 
+from candid.distributed.exchange import RowRanges
 from candid.training.batch_shares import Share
 
 PROGRAM = Path(cases.__file__)
@@ -53,6 +54,34 @@ def test_gradients_of_several_processes_are_those_of_one(outcomes, name, world_s
             # Adam divides by the root of the second moment, which magnifies rounding.
             assert_near(result["state"][key], tensor, key, atol=1e-9)
         assert torch.equal(result["random"], expected["random"])
+
+
+@pytest.mark.parametrize("world_size", cases.SHARDED_SIZES)
+@pytest.mark.parametrize("name", cases.OF_TABLES)
+def test_steps_with_sharded_tables_are_those_with_whole_tables(outcomes, name, world_size):
+    (expected,) = (result[name] for result in outcomes[1])
+    for rank, result in enumerate(result["sharded"][name] for result in outcomes[world_size]):
+
+        def assert_own_rows_near(actual, whole, *arguments, rank=rank, **settings):
+            if actual is not None and actual.shape != whole.shape:
+                own = RowRanges(len(whole), world_size).of(rank)
+                whole = whole[own.start : own.stop]
+            assert_near(actual, whole, *arguments, **settings)
+
+        for number, (step, one) in enumerate(zip(result["steps"], expected["steps"], strict=True)):
+            # Row-wise Adam divides by the gradients of rare rows, and so amplifies rounding.
+            atol = 1e-9 if number else 1e-12
+            assert_near(step["loss"], one["loss"], "loss", atol)
+            assert_near(step["norm"], one["norm"], "norm", atol)
+            assert step["gradients"].keys() == one["gradients"].keys()
+            for parameter, gradient in one["gradients"].items():
+                assert_own_rows_near(
+                    step["gradients"][parameter], gradient, f"step {number}, {parameter}", atol
+                )
+            assert step["sample_weight"] == pytest.approx(one["sample_weight"], rel=1e-9)
+            assert step["size"] == pytest.approx(one["size"], rel=1e-9)
+        for key, tensor in expected["state"].items():
+            assert_own_rows_near(result["state"][key], tensor, key, atol=1e-9)
 
 
 def test_cases_have_unequal_and_empty_shares(outcomes):

@@ -147,7 +147,7 @@ class ShardedRows:
     ``look_up`` fetches the distinct rows of a call. Its backward pass sends nothing: it keeps the
     gradients of the fetched rows. ``collect`` then sends those of all look-ups of a step at once,
     so that processes need not run their backward passes in the same order, and a row that several
-    look-ups read is sent once.
+    look-ups read is sent once. ``own_rows`` reads the rows of this process, and sends nothing.
 
     Args:
         num_rows: V, rows of the whole table.
@@ -167,6 +167,7 @@ class ShardedRows:
     def __init__(self, num_rows: int, group: Group | None = None) -> None:
         self.exchange = RowExchange(num_rows, group)
         self._gradients: list[tuple[Tensor, Tensor]] = []
+        self._own_gradients: list[Tensor] = []
 
     def look_up(self, table: Tensor, ids: Tensor) -> Tensor:
         """Read rows by id, on every process at the same time: [..., D], float32 or wider.
@@ -184,6 +185,18 @@ class ShardedRows:
         # Not indexing: its backward sorts the ids.
         return torch.nn.functional.embedding(inverse, rows)
 
+    def own_rows(self, table: Tensor) -> Tensor:
+        """Read all rows of this process, without copying those that are float32 or wider.
+
+        Args:
+            table: [rows of this process, D].
+
+        Returns:
+            [rows of this process, D], float32 or wider.
+        """
+        read = cast(Callable[..., Tensor], _OwnRows.apply)
+        return read(table, self)
+
     def collect(self, table: Tensor) -> Tensor:
         """Send the gradients since the last call to the owners; return those of the own rows.
 
@@ -193,7 +206,8 @@ class ShardedRows:
             table: [rows of this process, D].
 
         Returns:
-            a sparse tensor [rows of this process, D], not coalesced, float32 or wider.
+            a sparse tensor [rows of this process, D], not coalesced, float32 or wider; after
+            ``own_rows``, where every row has a gradient, a dense one.
         """
         gradients, self._gradients = self._gradients, []
         wide = torch.promote_types(table.dtype, torch.float32)
@@ -205,6 +219,9 @@ class ShardedRows:
             ids, position = torch.unique(ids, return_inverse=True)
             rows = rows.new_zeros(len(ids), rows.shape[1]).index_add_(0, position, rows)
         local, values = self.exchange.deliver(ids, rows)
+        own, self._own_gradients = self._own_gradients, []
+        if own:
+            return sum(own[1:], own[0]).index_add(0, local, values)
         return torch.sparse_coo_tensor(
             local[None], values, (len(table), table.shape[1]), check_invariants=False
         )
@@ -212,6 +229,7 @@ class ShardedRows:
     def drop(self) -> None:
         """Forget the gradients since the last ``collect``."""
         self._gradients.clear()
+        self._own_gradients.clear()
 
 
 class _FetchedRows(torch.autograd.Function):
@@ -227,3 +245,17 @@ class _FetchedRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
         ctx.rows._gradients.append((ctx.ids, gradient))
         return None, None, None
+
+
+class _OwnRows(torch.autograd.Function):
+    """The own rows, float32 or wider; their gradient is kept for ``ShardedRows.collect``."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: ShardedRows) -> Tensor:
+        ctx.rows = rows
+        return table.view_as(table).to(torch.promote_types(table.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
+        ctx.rows._own_gradients.append(gradient)
+        return None, None

@@ -167,8 +167,8 @@ class CandidateLoss(TableModule, ABC):
             generator: as for ``forward``.
             item_vectors: as for ``forward``.
             effective_sample_size: report ``effective_sample_size``.
-            share: rows of the batch that this process computes; None: all. The other arguments
-                are always those of the whole batch.
+            share: rows of the batch that this process computes, with ``num_groups`` 1; None: all.
+                The other arguments are always those of the whole batch.
 
         Returns:
             the figures of each row, [B], or [b] with a share; see ``LossOutput``.
@@ -176,11 +176,6 @@ class CandidateLoss(TableModule, ABC):
         Raises:
             CandidError: as for ``forward``.
         """
-        if share is not None and self.num_groups > 1:
-            raise ConfigError(
-                f"training.num_groups = {self.num_groups} needs one process: set it to 1, or train "
-                "without torchrun and --processes"
-            )
         candidates = self._sample(
             query,
             item_embeddings,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from candid.candidates import Candidates
+from candid.distributed import Group
 from candid.errors import ConfigError
 from candid.losses.blockwise.accidental_hits import AccidentalHits, IdMatch
 from candid.losses.blockwise.softmax import blockwise_softmax
@@ -14,6 +17,7 @@ from candid.losses.blockwise.tiles import Precision
 from candid.losses.config import PRECISION, LossConfig
 from candid.losses.inputs import check_ids, check_rows, check_width, widened
 from candid.losses.output import ItemEmbeddings, LossOutput
+from candid.losses.sharded_full import sharded_full_softmax
 
 
 def full_softmax(
@@ -139,6 +143,46 @@ class FullSoftmax:
             query,
             item_embeddings,
             positive_ids,
+            precision=self.precision,
+            effective_sample_size=effective_sample_size,
+        )
+
+    def compare_shards(
+        self,
+        query: Tensor,
+        own_embeddings: Tensor,
+        positive_ids: Tensor,
+        *,
+        own_items: range,
+        num_items: int,
+        group: Group,
+        counts: Sequence[int] | None = None,
+        effective_sample_size: bool = False,
+    ) -> LossOutput:
+        """Compare positives with the items of all processes, as ``sharded_full_softmax`` does.
+
+        Args:
+            query: [b, D], the rows of this process.
+            own_embeddings: [n, D], the vectors of the items of this process.
+            positive_ids: [b] int64, items of the whole catalog.
+            own_items: ids of the items of this process, a range of length n.
+            num_items: V, items of the whole catalog.
+            group: the processes.
+            counts: b of every process, if known; None: they are exchanged first.
+            effective_sample_size: report ``effective_sample_size``.
+
+        Raises:
+            ConfigError: shapes that do not fit together.
+            DataError: a positive outside the catalog, on any process.
+        """
+        return sharded_full_softmax(
+            query,
+            own_embeddings,
+            positive_ids,
+            own_items=own_items,
+            num_items=num_items,
+            group=group,
+            counts=counts,
             precision=self.precision,
             effective_sample_size=effective_sample_size,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from candid.candidates import Candidates
+from candid.distributed import Group
 
 ItemEmbeddings = Tensor | Callable[[Tensor], Tensor]
 """Item vectors: the whole table [V, D], or a callable from ids [n] int64 to vectors [n, D]."""
@@ -71,5 +72,41 @@ class Loss(Protocol):
         Raises:
             ConfigError: candidates are needed and missing, or the table is needed and a
                 callable was given.
+        """
+        ...
+
+
+@runtime_checkable
+class ShardedLoss(Protocol):
+    """A loss over the whole catalog that also works where each process has a range of the items."""
+
+    def compare_shards(
+        self,
+        query: Tensor,
+        own_embeddings: Tensor,
+        positive_ids: Tensor,
+        *,
+        own_items: range,
+        num_items: int,
+        group: Group,
+        counts: Sequence[int] | None = None,
+        effective_sample_size: bool = False,
+    ) -> LossOutput:
+        """Compare positives with the items of all processes; a collective.
+
+        The sum of the losses over the processes has the gradient of one process.
+
+        Args:
+            query: [b, D], the rows of this process.
+            own_embeddings: [n, D], the vectors of the items of this process.
+            positive_ids: [b] int64, items of the whole catalog.
+            own_items: ids of the items of this process, a range of length n.
+            num_items: V, items of the whole catalog.
+            group: the processes.
+            counts: b of every process, if known; None: they are exchanged first.
+            effective_sample_size: also report ``effective_sample_size``.
+
+        Returns:
+            loss and figures of each row, [b].
         """
         ...

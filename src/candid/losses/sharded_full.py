@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,7 +25,9 @@ def sharded_full_softmax(
     own_items: range,
     num_items: int,
     group: Group | None = None,
+    counts: Sequence[int] | None = None,
     precision: Precision = "float32",
+    effective_sample_size: bool = False,
 ) -> LossOutput:
     """Compute ``full_softmax`` where each process has its own rows and its own items.
 
@@ -45,7 +47,9 @@ def sharded_full_softmax(
             processes cover the catalog once.
         num_items: V, items of the whole catalog.
         group: the processes; None: the open group, or this process alone.
+        counts: b of every process, if known; None: they are exchanged first.
         precision: dtype of the matrix products.
+        effective_sample_size: report ``effective_sample_size``, as ``full_softmax`` does.
 
     Returns:
         [b] losses and ``log_z``, of which ``loss`` carries the gradient, and sample weights 1 - P.
@@ -75,22 +79,28 @@ def sharded_full_softmax(
         )
     query, items = widened(query), widened(own_embeddings)
     wide = torch.promote_types(query.dtype, items.dtype)
-    counts = [count for (count,) in group.gather_counts([len(query)])]
-    positives = group.gather_rows(positive_ids.long(), counts)
+    if counts is None:
+        counts = [count for (count,) in group.gather_counts([len(query)])]
+    positives = group.gather_rows(positive_ids.long(), counts, "gather of positives")
     outside = (positives < 0) | (positives >= num_items)
     if outside.device.type == "cpu" and bool(outside.any()):
         bad = int(positives[outside][0])
         raise DataError(
             f"positive id {bad} is outside the catalog: ids must be 0 to {num_items - 1}"
         )
-    apply = cast(Callable[..., tuple[Tensor, Tensor]], _ShardedSoftmax.apply)
-    settings = positives, own_items, counts, group, precision
-    loss, log_z = apply(query.to(wide), items.to(wide), *settings)
-    return LossOutput(loss=loss, log_z=log_z, sample_weight=-torch.expm1(-loss.detach()))
+    apply = cast(Callable[..., tuple[Tensor, Tensor, Tensor | None]], _ShardedSoftmax.apply)
+    settings = positives, own_items, counts, group, precision, effective_sample_size
+    loss, log_z, ess = apply(query.to(wide), items.to(wide), *settings)
+    return LossOutput(
+        loss=loss,
+        log_z=log_z,
+        sample_weight=-torch.expm1(-loss.detach()),
+        effective_sample_size=ess,
+    )
 
 
 class _ShardedSoftmax(torch.autograd.Function):
-    """Loss and log Z' of the own rows, from the items of all processes."""
+    """Loss, log Z' and effective sample size of the own rows, from the items of all processes."""
 
     @staticmethod
     def forward(
@@ -99,60 +109,67 @@ class _ShardedSoftmax(torch.autograd.Function):
         items: Tensor,
         positives: Tensor,
         own_items: range,
-        counts: list[int],
+        counts: Sequence[int],
         group: Group,
         precision: Precision,
-    ) -> tuple[Tensor, Tensor]:
+        effective_sample_size: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         needs_grad = any(ctx.needs_input_grad[:2])
+        every = group.gather_rows(query, counts, "gather of query vectors")
+        every, own = (tensor.detach().requires_grad_(needs_grad) for tensor in (every, items))
+        is_own = (positives >= own_items.start) & (positives < own_items.stop)
+        rows = is_own.nonzero()[:, 0]
+        ids = torch.arange(own_items.start, own_items.stop, device=items.device)
+        hits = AccidentalHits(IdMatch(positives, ids))
+
+        def log_sums(scale: float) -> Tensor:
+            """Return log Σ exp(scale · score) of the own items, by process: [W, B]."""
+            zeros = query.new_zeros(len(every))
+            scaled = scale * every.detach()
+            _, part = blockwise_softmax(scaled, own.detach(), zeros, hits, precision=precision)
+            equal = [1] * group.world_size
+            return group.gather_rows(part[None], equal, "gather of partition functions")
+
+        log_rest = None
+        if not group.is_single:
+            parts = log_sums(1.0)
+            parts[group.rank] = -torch.inf
+            log_rest = parts.logsumexp(0)
         with torch.set_grad_enabled(needs_grad):
-            every = group.gather_rows(query, counts).detach().requires_grad_(needs_grad)
-            own = items.detach().requires_grad_(needs_grad)
-            # Of all rows over the own items: the part of log Z', and the score of the positive.
-            partial = _log_partition(every, own, positives, own_items, precision)
-            is_own = (positives >= own_items.start) & (positives < own_items.stop)
-            rows = is_own.nonzero()[:, 0]
             vectors = own.index_select(0, positives[rows] - own_items.start)
             scores = (every.index_select(0, rows) * vectors).sum(1)
-        sums = torch.zeros_like(partial).index_copy(0, rows, scores.detach())
-        positive = group.sum(sums)
-        parts = group.gather_rows(partial.detach()[None], [1] * group.world_size)
-        log_z = parts.logsumexp(0)
-        gap = log_z - positive
+            zeros = query.new_zeros(len(every))
+            sums = group.sum(zeros.index_copy(0, rows, scores.detach()), "sum of positive scores")
+            # Every row has the score of its positive; the own ones carry the gradient.
+            positive = sums.index_copy(0, rows, scores)
+            loss, log_z = blockwise_softmax(
+                every, own, positive, hits, log_rest=log_rest, precision=precision
+            )
         begin = sum(counts[: group.rank])
         own_rows = slice(begin, begin + counts[group.rank])
-        ctx.graph = every, own, partial, scores, rows
-        ctx.share = torch.exp(partial.detach() - log_z).masked_fill(log_z.isneginf(), 0.0)
-        ctx.weight = torch.sigmoid(gap)
-        ctx.counts, ctx.group = counts, group
-        ctx.needs_query, ctx.needs_items = ctx.needs_input_grad[:2]
-        loss = torch.logaddexp(torch.zeros_like(gap), gap)
-        # Of which row there is no other item, as in the full softmax: loss 0, log Z' -inf.
-        result = loss[own_rows].clone(), log_z[own_rows].clone()
-        ctx.mark_non_differentiable(result[1])
-        return result
+        ctx.graph, ctx.counts, ctx.group = (every, own, loss), counts, group
+        ess = None
+        if effective_sample_size:
+            # Σ w² is the sum over the doubled scores.
+            ess = torch.exp(2.0 * log_z.detach() - log_sums(2.0).logsumexp(0))[own_rows]
+            ess.masked_fill_(log_z.detach()[own_rows].isneginf(), 0.0)
+        # A row without another item has loss 0 and log Z' -inf, as in the full softmax.
+        result = loss.detach()[own_rows].clone(), log_z.detach()[own_rows].clone()
+        ctx.mark_non_differentiable(*(tensor for tensor in (result[1], ess) if tensor is not None))
+        return *result, ess
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        every, own, partial, scores, rows = ctx.graph
-        scale = ctx.group.gather_rows(grad_loss.contiguous(), ctx.counts) * ctx.weight
-        # d loss = weight · (d log Z' - d positive), and d log Z' = Σ_k share_k · d log Z'_k.
-        grad_every, grad_own = torch.autograd.grad(
-            [partial, scores], [every, own], [scale * ctx.share, -scale[rows]]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        every, own, loss = ctx.graph
+        scale = ctx.group.gather_rows(
+            grad_loss.contiguous(), ctx.counts, "gather of loss gradients"
         )
-        grad_query = ctx.group.scatter_sum(grad_every, ctx.counts)
+        # Of every row the terms of the own items; those of the others are on their processes.
+        grad_every, grad_own = torch.autograd.grad(loss, [every, own], scale)
+        grad_query = ctx.group.scatter_sum(grad_every, ctx.counts, "sum of query gradients")
+        needs_query, needs_items = ctx.needs_input_grad[:2]
         return (
-            grad_query if ctx.needs_query else None,
-            grad_own if ctx.needs_items else None,
-            *[None] * 5,
+            grad_query if needs_query else None,
+            grad_own if needs_items else None,
+            *[None] * 6,
         )
-
-
-def _log_partition(
-    query: Tensor, items: Tensor, positives: Tensor, own_items: range, precision: Precision
-) -> Tensor:
-    """Return log Σ exp(score) of each row over some items without its positive: [B]."""
-    ids = torch.arange(own_items.start, own_items.stop, device=items.device)
-    hits = AccidentalHits(IdMatch(positives, ids))
-    zeros = query.new_zeros(len(query))
-    _, log_z = blockwise_softmax(query, items, zeros, hits, precision=precision)
-    return log_z

@@ -143,6 +143,8 @@ def train_run(
     """
     out = Path(out)
     with open_group(config.training.timeout_seconds) as group:
+        if config.sampler is not None and not group.is_single:
+            config.training.check_fits_processes()
         dataset = as_dataset(data, wait=False)
         check_dataset_matches(config, dataset)
         with shared_training_folder(group, out, dataset, init, resume=resume, refit=refit) as start:

@@ -137,7 +137,7 @@ class RetrievalModel(nn.Module):
         with rows_of(queries.row_numbers):
             vectors: Tensor = self.query_tower(queries)
         if self.similarity == "cosine":
-            vectors = F.normalize(vectors.float(), dim=-1)
+            vectors = _unit(vectors)
         return vectors * torch.exp(-self.log_temperature)
 
     def encode_items(self, item_ids: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class RetrievalModel(nn.Module):
         return self._normalize(self.item_tower.catalog(progress))
 
     def encode_own_items(self) -> Tensor:
-        """Encode ``own_items`` without gradient: [n, D].
+        """Encode ``own_items``, with gradient: [n, D].
 
         Raises:
             ConfigError: the item tower holds all items.
@@ -177,7 +177,12 @@ class RetrievalModel(nn.Module):
         return self._normalize(self.item_tower.encode_values(values, item_ids))
 
     def _normalize(self, vectors: Tensor) -> Tensor:
-        return F.normalize(vectors.float(), dim=-1) if self.similarity == "cosine" else vectors
+        return _unit(vectors) if self.similarity == "cosine" else vectors
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Scale vectors to unit length, in float32 at least."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 class ModelConfig(ComponentConfig):

@@ -83,7 +83,7 @@ class ItemTower(nn.Module, ABC):
         return None
 
     def own_vectors(self) -> Tensor:
-        """Return the vectors of ``own_items`` without gradient: [n, D] float.
+        """Return the vectors of ``own_items``, with gradient: [n, D] float.
 
         Raises:
             ConfigError: the tower holds all items.

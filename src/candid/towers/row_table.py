@@ -152,7 +152,7 @@ class RowTable(nn.Embedding):
         return _widen(super().forward(ids))
 
     def every_row(self) -> Tensor:
-        """Return all rows, with a dense gradient: [V, D]; the table itself if it is float32.
+        """Return all rows, with a gradient for each: [V, D]; the table itself if it is float32.
 
         Raises:
             ConfigError: the table is sharded over several processes.
@@ -163,11 +163,11 @@ class RowTable(nn.Embedding):
                 "all of them: set training.tables without 'sharded_', or use a sampler and a loss "
                 "that read items by id"
             )
-        return _widen(self.weight)
+        return self.own_rows()
 
     def own_rows(self) -> Tensor:
-        """Return the rows of this process, without gradient: [len(rows), D], float32 or wider."""
-        return _widen(self.weight.detach())
+        """Return the rows of this process, each with a gradient: [n, D], float32 or wider."""
+        return _widen(self.weight) if self.shards is None else self.shards.own_rows(self.weight)
 
 
 def _normal_rows(num_rows: int, dim: int, rows: range, *, std: float) -> Tensor:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from candid.component import ComponentConfig, lookup
 from candid.distributed.group import TIMEOUT_SECONDS
+from candid.errors import ConfigError
 from candid.training.trackers import TRACKERS
 
 SHARDED: Final = "sharded_"
@@ -143,6 +144,18 @@ class TrainingConfig(ComponentConfig):
     def shards_tables(self) -> bool:
         """Whether each process holds a range of the rows of users and items."""
         return self.tables.startswith(SHARDED)
+
+    def check_fits_processes(self) -> None:
+        """Refuse settings that a sampled loss has with one process only.
+
+        Raises:
+            ConfigError: ``num_groups`` is above 1.
+        """
+        if self.num_groups > 1:
+            raise ConfigError(
+                f"training.num_groups = {self.num_groups} needs one process: set it to 1, or train "
+                "without torchrun and --processes"
+            )
 
     @field_validator("trackers")
     @classmethod

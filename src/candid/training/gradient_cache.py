@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from candid.batches import Queries, parts_of
+from candid.batches import Queries, parts_of, without_rows
+from candid.distributed import Group
 from candid.towers import RetrievalModel
 
 Encode = Callable[[Queries], Tensor]
@@ -47,6 +48,10 @@ class WholeBatch:
         """Encode every item: [V, D]."""
         return self._model.encode_catalog()
 
+    def own_items(self) -> Tensor:
+        """Encode the items of this process, where others have the rest: [n, D]."""
+        return self._model.encode_own_items()
+
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of the parameters."""
         loss.backward()
@@ -61,26 +66,35 @@ class GradientCache(WholeBatch):
 
     Items are encoded in parts if their tower computes more than a look-up.
 
+    With sharded tables every process encodes as many parts as the one with most of them: look-ups
+    are collectives. Its further parts are empty.
+
     Args:
         model: the towers.
         encode_queries: from queries to [B, D].
         size: units of a part.
+        group: processes that encode their queries at the same time.
     """
 
-    def __init__(self, model: RetrievalModel, encode_queries: Encode, size: int) -> None:
+    def __init__(
+        self, model: RetrievalModel, encode_queries: Encode, size: int, group: Group
+    ) -> None:
         super().__init__(model, encode_queries)
         self._size = size
+        self._group = group
         self._cached: list[_Cached] = []
 
     def queries(self, queries: Queries) -> Tensor:
         """Encode B queries: [B, D], with a gradient of its own."""
         device = self._model.device
-        if not len(queries):
+        if not len(queries) and not self._model.is_sharded:
             return super().queries(queries)
-        parts = list(parts_of(queries, self._size))
-        rows = torch.cat([part.rows for part in parts]).to(device)
+        parts = list(parts_of(queries, self._size)) if len(queries) else []
+        rows = torch.cat([torch.empty(0, dtype=torch.int64), *(part.rows for part in parts)])
+        rows = rows.to(device)
         encodings = [_encoding(self._encode_queries, part.queries, device) for part in parts]
-        vectors = self._cache(encodings)
+        empty = _encoding(self._encode_queries, without_rows(queries), device)
+        vectors = self._cache(encodings, empty)
         return vectors.index_select(0, rows.argsort())
 
     def items(self, item_ids: Tensor) -> Tensor:
@@ -88,7 +102,7 @@ class GradientCache(WholeBatch):
         if self._model.item_tower.table is not None or not torch.is_grad_enabled():
             return self._model.encode_items(item_ids)
         distinct, inverse = torch.unique(item_ids, return_inverse=True)
-        return F.embedding(inverse, self._cache(self._item_encodings(distinct)))
+        return F.embedding(inverse, self._cache_items(distinct))
 
     def catalog(self) -> Tensor:
         """Encode every item: [V, D]."""
@@ -96,7 +110,7 @@ class GradientCache(WholeBatch):
             return self._model.encode_catalog()
         num_items = self._model.item_tower.num_items
         item_ids = torch.arange(num_items, device=self._model.device)
-        return self._cache(self._item_encodings(item_ids))
+        return self._cache_items(item_ids)
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of the parameters; the cached vectors are freed."""
@@ -105,19 +119,27 @@ class GradientCache(WholeBatch):
         for one in cached:
             one.backward()
 
-    def _item_encodings(self, item_ids: Tensor) -> list[Callable[[], Tensor]]:
+    def _cache_items(self, item_ids: Tensor) -> Tensor:
         def encoding(part: Tensor) -> Callable[[], Tensor]:
             return lambda: self._model.encode_items(part)
 
-        return [encoding(part) for part in item_ids.split(self._size)]
+        encodings = [encoding(part) for part in item_ids.split(self._size)]
+        return self._cache(encodings, encoding(item_ids[:0]))
 
-    def _cache(self, encodings: Sequence[Callable[[], Tensor]]) -> Tensor:
+    def _cache(
+        self, encodings: Sequence[Callable[[], Tensor]], empty: Callable[[], Tensor]
+    ) -> Tensor:
         states, vectors = [], []
+        if self._model.is_sharded:
+            (most,) = self._group.largest([len(encodings)], "number of parts")
+            encodings = [*encodings, *[empty] * (int(most) - len(encodings))]
         with torch.no_grad():
             for encode in encodings:
                 states.append(_random_states(self._model.device))
                 vectors.append(encode())
-        cached = _Cached(encodings, states, torch.cat(vectors).requires_grad_())
+        cached = _Cached(
+            encodings, states, torch.cat(vectors).requires_grad_(), self._model.is_sharded
+        )
         self._cached.append(cached)
         return cached.vectors
 
@@ -130,21 +152,26 @@ class _Cached:
         encodings: of each part.
         states: random states before each part.
         vectors: of all parts, a leaf.
+        is_collective: whether other processes encode at the same time.
     """
 
     encodings: Sequence[Callable[[], Tensor]]
     states: Sequence[list[Tensor]]
     vectors: Tensor
+    is_collective: bool
 
     def backward(self) -> None:
-        if self.vectors.grad is None:
-            return  # the loss did not depend on them
+        gradient = self.vectors.grad
+        if gradient is None:
+            if not self.is_collective:
+                return  # the loss did not depend on them
+            gradient = torch.zeros_like(self.vectors)
         after = _random_states(self.vectors.device)
         begin = 0
         for encode, state in zip(self.encodings, self.states, strict=True):
             _restore(state, self.vectors.device)
             again = encode()
-            again.backward(self.vectors.grad[begin : begin + len(again)])
+            again.backward(gradient[begin : begin + len(again)])
             begin += len(again)
         _restore(after, self.vectors.device)
 

@@ -72,9 +72,6 @@ class ModelOptimizer:
 
         Returns:
             the norm [] before clipping.
-
-        Raises:
-            ConfigError: a table that trains by row has a gradient for every row.
         """
         self._densify()
         self._collect()
@@ -111,9 +108,18 @@ class ModelOptimizer:
                     parameter.grad = parameter.grad.to_dense()
 
     def _collect(self) -> None:
-        """Set the gradients of the own rows of sharded tables; a collective of all processes."""
+        """Set the gradients of tables that have one for every row, and of sharded tables.
+
+        Of sharded tables those of the own rows: a collective of all processes.
+        """
+        if self.rows is None:
+            return
+        for group in self.rows.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and not weight.grad.is_sparse:
+                    self.rows.set_gradient(weight, weight.grad)
         for table in self._sharded:
-            if self.rows is not None and table.shards is not None:
+            if table.shards is not None:
                 self.rows.set_gradient(table.weight, table.shards.collect(table.weight))
 
     def _clip(self, max_norm: float) -> Tensor:

@@ -47,8 +47,12 @@ class RowGradient(NamedTuple):
 def sum_by_row(gradient: Tensor) -> RowGradient:
     """Sum a sparse gradient [V, D] over the occurrences of each row, in float32 at least.
 
-    On the CPU this is slightly faster than ``coalesce``, which sums bfloat16 in bfloat16.
+    On the CPU this is slightly faster than ``coalesce``, which sums bfloat16 in bfloat16. A dense
+    gradient has every row once.
     """
+    if not gradient.is_sparse:
+        ids = torch.arange(len(gradient), device=gradient.device)
+        return RowGradient(ids, gradient.to(_wide(gradient)))
     ids, position, source = _distinct(gradient._indices()[0])
     values = gradient._values()
     wide = _wide(values)
@@ -108,11 +112,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             ConfigError: a gradient is dense.
         """
-        if not self._gradients:
-            for group in self.param_groups:
-                for table in group["params"]:
-                    if table.grad is not None:
-                        self._gradients[table] = sum_by_row(_check_sparse(table.grad))
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None and table not in self._gradients:
+                    self._gradients[table] = sum_by_row(_check_sparse(table.grad))
         return list(self._gradients.values())
 
     def set_gradient(self, table: Tensor, gradient: Tensor) -> None:
@@ -120,10 +123,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
 
         Args:
             table: [V, D], one of ``params``.
-            gradient: [V, D] sparse, of any dtype; autograd would round it to that of the table.
+            gradient: [V, D] of any dtype; autograd would round it to that of the table. A sparse
+                one has the rows of the step; with a dense one every row is a row of the step.
         """
-        self.gradients()
-        self._gradients[table] = sum_by_row(_check_sparse(gradient))
+        self._gradients[table] = sum_by_row(gradient)
 
     def gradient_of(self, table: Tensor) -> RowGradient | None:
         """Return the gradient of a table, as ``gradients`` does, or None."""

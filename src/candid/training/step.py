@@ -14,7 +14,7 @@ from candid.distributed import Group
 from candid.errors import ConfigError
 from candid.features.transfer import to_device
 from candid.losses.candidate_loss import BatchShare, ObjectiveWithSampler
-from candid.losses.output import Loss, LossOutput
+from candid.losses.output import Loss, LossOutput, ShardedLoss
 from candid.samplers.sampler import Sampler
 from candid.towers import RetrievalModel
 from candid.towers.row_noise import seed_noise
@@ -77,10 +77,19 @@ class Step:
         self._encoder = (
             WholeBatch(model, self._encode_queries)
             if micro_batch is None
-            else GradientCache(model, self._encode_queries, micro_batch)
+            else GradientCache(model, self._encode_queries, micro_batch, group)
         )
         # Parts of a batch are cut on the CPU.
         self._cuts_batch = micro_batch is not None or not group.is_single
+        self._sharded_loss: ShardedLoss | None = None
+        if model.own_items is not None and not loss.needs_candidates:
+            if not isinstance(loss, ShardedLoss):
+                raise ConfigError(
+                    "this loss needs the vectors of all items, and no process holds all rows of "
+                    "sharded tables: set training.tables without 'sharded_', or define "
+                    "compare_shards of the loss"
+                )
+            self._sharded_loss = loss
         self._trained: tuple[Tensor, Tensor] | None = None
         if config.softmax_over == "trained":
             if item_is_trained is None:
@@ -145,16 +154,8 @@ class Step:
         positive_ids = self._on_device(batch.positive_ids)
         rows = None if share is None else self._on_device(share.rows)
         if self.candidate_loss is None:
-            if rows is not None:
-                positive_ids = positive_ids[rows]
-            if self._trained is None:
-                catalog = self._encoder.catalog()
-            else:
-                item_ids, position = self._trained
-                catalog, positive_ids = self._encoder.items(item_ids), position[positive_ids]
-            return self._loss(
-                query, catalog, positive_ids, effective_sample_size=effective_sample_size
-            )
+            own_ids = positive_ids if rows is None else positive_ids[rows]
+            return self._compare_with_catalog(query, own_ids, effective_sample_size, share)
         batch_share = None
         if share is not None and rows is not None:
             group = self._group
@@ -169,6 +170,41 @@ class Step:
             item_vectors=self.item_vectors,
             effective_sample_size=effective_sample_size,
             share=batch_share,
+        )
+
+    def _compare_with_catalog(
+        self,
+        query: Tensor,
+        positive_ids: Tensor,
+        effective_sample_size: bool,
+        share: Share | None,
+    ) -> LossOutput:
+        """Compute the loss of the rows of this process over all items, or over the trained ones."""
+        own, num_items, item_ids = self._model.own_items, self._model.item_tower.num_items, None
+        if self._trained is not None:
+            # The items of the softmax are counted among the trained ones.
+            item_ids, position = self._trained
+            positive_ids, num_items = position[positive_ids], len(item_ids)
+        if own is None or self._sharded_loss is None:
+            every = self._encoder.catalog() if item_ids is None else self._encoder.items(item_ids)
+            return self._loss(
+                query, every, positive_ids, effective_sample_size=effective_sample_size
+            )
+        if item_ids is None:
+            vectors = self._encoder.own_items()
+        else:
+            edges = torch.tensor([own.start, own.stop], device=item_ids.device)
+            own = range(*torch.searchsorted(item_ids, edges).tolist())
+            vectors = self._encoder.items(item_ids[own.start : own.stop])
+        return self._sharded_loss.compare_shards(
+            query,
+            vectors,
+            positive_ids,
+            own_items=own,
+            num_items=num_items,
+            group=self._group,
+            counts=None if share is None else share.counts,
+            effective_sample_size=effective_sample_size,
         )
 
     def _share_of_mean(self, loss: Tensor, batch: Batch, share: Share) -> Tensor:

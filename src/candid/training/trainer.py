@@ -68,8 +68,8 @@ class Trainer:
             writes to the folder. None: this process alone.
 
     Raises:
-        ConfigError: loss and sampler do not fit together, or loss and ``config.tables``; or
-            ``item_is_trained`` or ``metric`` is missing.
+        ConfigError: loss and sampler do not fit together, or settings and the number of processes;
+            or ``item_is_trained`` or ``metric`` is missing.
     """
 
     def __init__(
@@ -98,14 +98,11 @@ class Trainer:
             raise ConfigError(
                 "validation needs the name of the metric for early stopping: pass metric"
             )
-        if not loss.needs_candidates and config.tables != "dense":
-            raise ConfigError(
-                "this loss reads the whole catalog, so every row of the item table has a gradient: "
-                "set training.tables = 'dense', or choose a loss with candidates"
-            )
         group = Group() if group is None else group
+        if sampler is not None and not group.is_single:
+            config.check_fits_processes()
         if config.shards_tables and not group.is_single:
-            _check_reads_by_id(loader, sampler)
+            _check_reads_by_id(sampler)
         bound_kernel_cache()
         self.model = model
         self.loader = loader
@@ -384,13 +381,8 @@ class Trainer:
         )
 
 
-def _check_reads_by_id(loader: Loader, sampler: Sampler | None) -> None:
-    """Refuse what needs the same number of look-ups, or all rows of a sharded table, everywhere."""
-    if loader.config.micro_batch is not None:
-        raise ConfigError(
-            "batches.micro_batch cannot be combined with sharded tables over several processes: "
-            "leave it out, or add processes"
-        )
+def _check_reads_by_id(sampler: Sampler | None) -> None:
+    """Refuse a sampler that needs all rows of a sharded table."""
     if sampler is not None and sampler.refresh_every is not None:
         raise ConfigError(
             "this sampler needs the vectors of all items, and no process holds all rows of sharded "
