@@ -148,8 +148,10 @@ def build(rank, data, out, folder="mean-1"):
     with connected():
         run = load_run(out.parent / folder, data, map_weights=True)
         config = FaissIndex.Config(kind="ivf", num_lists=4)
-        result = build_index(run, config, out, k=3, target_recall=0.5)
-    return None if result is None else {"recall": result.measurement.recall, "rank": rank}
+        result = build_index(run, config, out, k=3, target_recall=1.0)
+    if result is None:
+        return None
+    return {settings["num_probes"]: measured.recall for settings, measured in result.trials}
 
 
 def build_from_other_numbers(rank, data, out):
