@@ -47,6 +47,8 @@ def test_tables_match_results(script, benchmark_script, report):
     assert script.with_tables(page, report["results"]) == page
     overhead = json.loads((RESULTS / "process_overhead.json").read_text())["results"]
     assert benchmark_script("process_overhead").with_table(page, overhead) == page
+    indexes = json.loads((RESULTS / "index_processes.json").read_text())
+    assert benchmark_script("index_processes").with_table(page, indexes) == page
     for line in overhead:
         one, two = line["one"]["parts_ms"], line["two"]["parts_ms"]
         growth = {part: two[part] - one[part] for part in one}
@@ -76,3 +78,12 @@ def test_manifests_of_the_page_are_valid_yaml():
     (arguments,) = template["containers"][0]["args"]
     assert f"--nnodes {job['spec']['completions']} " in arguments
     assert f"--master-addr {job['metadata']['name']}-0.{template['subdomain']} " in arguments
+
+
+def test_index_of_mapped_vectors_needs_less_memory_than_one_of_vectors_in_memory():
+    report = json.loads((RESULTS / "index_processes.json").read_text())
+    private = {(line["kind"], line["processes"]): line["private_mib"] for line in report["results"]}
+    for kind in ("pq", "ivf"):
+        (in_memory,), (one,) = private[kind, "in memory"], private[kind, "1"]
+        assert len(private[kind, "2"]) == 2
+        assert max(one, *private[kind, "2"]) < in_memory

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from candid.runs.indexing import (
     encode_benchmark_data,
     index_config,
 )
+from candid.training import BEST
 
 CONFIG = {
     "name": "tiny",
@@ -79,6 +81,24 @@ def test_fingerprint_depends_on_weights_and_dataset(run):
     dataset = {**run.manifest["dataset"], "fingerprint": "another"}
     other = dataclasses.replace(run, manifest={**run.manifest, "dataset": dataset})
     assert model_fingerprint(other) != model_fingerprint(run)
+
+
+def file_at(address):
+    """Return the file that is mapped at an address of this process, or ''."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, stop = (int(edge, 16) for edge in line.split()[0].split("-"))
+        if begin <= address < stop:
+            return line[73:]
+    return ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mapped_weights_stay_in_their_file(run):
+    mapped = load_run(run.folder, run.dataset, map_weights=True)
+    assert model_fingerprint(mapped) == model_fingerprint(run)
+    table = mapped.model.item_tower.embedding.weight
+    assert file_at(table.data_ptr()) == str(run.folder / BEST)
+    assert file_at(run.model.item_tower.embedding.weight.data_ptr()) != str(run.folder / BEST)
 
 
 def test_built_index_is_opened_only_for_its_model(run, tmp_path):
