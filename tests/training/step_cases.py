@@ -151,8 +151,12 @@ OF_TABLES = {
     "row-wise full softmax over trained items": case(
         FULL, training={"tables": "row_adagrad", "weight_decay": 0.1, "softmax_over": "trained"}
     ),
-    "row-wise full softmax, features": case(
-        FULL, model="features", training={"tables": "row_adam"}
+    "row-wise mixture, features, micro-batch": case(
+        softmax(),
+        MIXTURE,
+        model="features",
+        training={"tables": "row_adagrad"},
+        batches={"micro_batch": 2},
     ),
     "row-wise full softmax, unit vectors": case(
         FULL, model="unit vectors", training={"tables": "row_adam"}, weights=True
@@ -163,16 +167,10 @@ OF_TABLES = {
     "row-wise mixture, micro-batch": case(
         softmax(), MIXTURE, training={"tables": "row_adam"}, batches={"micro_batch": 1}
     ),
-    "row-wise mixture, features, micro-batch": case(
-        softmax(),
-        MIXTURE,
-        model="features",
-        training={"tables": "row_adagrad"},
-        batches={"micro_batch": 2},
-    ),
 }
 CASES |= OF_TABLES
-SHARDED_SIZES = (1, 2, 3)
+SHARDED_CASES = {1: 2, 2: len(OF_TABLES), 3: 3, 4: 0}
+"""Number of cases with sharded tables, by number of processes: not all of them, for time."""
 
 
 # With three and four processes, the cases that differ in what processes share.
@@ -200,8 +198,10 @@ def with_sharded_tables(settings):
 
 def cases_of(world_size):
     """Return the names of the cases that run with some number of processes."""
-    if world_size <= 2:
+    if world_size == 1:
         return list(CASES)
+    if world_size == 2:
+        return [name for name in CASES if name not in list(OF_TABLES)[1:]]
     # Half of them each, for time; one case is counted at every number of processes.
     return list(dict.fromkeys(["in-batch, refined", *SOME_CASES[world_size % 2 :: 2]]))
 
@@ -329,6 +329,11 @@ def gradients_of_sharded_rows(trainer):
     return gradients
 
 
+def sharded_cases_of(world_size):
+    """Return the names of the cases that run with sharded tables and some number of processes."""
+    return list(OF_TABLES)[: SHARDED_CASES[world_size]]
+
+
 def fake_groups(world_size):
     """Return groups that know their rank; they cannot send."""
     for rank in range(world_size):
@@ -340,10 +345,10 @@ def fake_groups(world_size):
 def run(rank, names):
     with open_group(60) as group:
         results = {name: steps_of(CASES[name], group) for name in names}
-        if group.world_size in SHARDED_SIZES:
-            results["sharded"] = {
-                n: steps_of(with_sharded_tables(c), group) for n, c in OF_TABLES.items()
-            }
+        results["sharded"] = {
+            name: steps_of(with_sharded_tables(CASES[name]), group)
+            for name in sharded_cases_of(group.world_size)
+        }
         return results
 
 

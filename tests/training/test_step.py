@@ -56,8 +56,10 @@ def test_gradients_of_several_processes_are_those_of_one(outcomes, name, world_s
         assert torch.equal(result["random"], expected["random"])
 
 
-@pytest.mark.parametrize("world_size", cases.SHARDED_SIZES)
-@pytest.mark.parametrize("name", cases.OF_TABLES)
+@pytest.mark.parametrize(
+    ("world_size", "name"),
+    [(size, name) for size in cases.SHARDED_CASES for name in cases.sharded_cases_of(size)],
+)
 def test_steps_with_sharded_tables_are_those_with_whole_tables(outcomes, name, world_size):
     (expected,) = (result[name] for result in outcomes[1])
     for rank, result in enumerate(result["sharded"][name] for result in outcomes[world_size]):
