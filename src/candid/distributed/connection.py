@@ -146,8 +146,8 @@ def connected() -> Iterator[None]:
 def on_main(function: Callable[[], T]) -> T:
     """Call a function on rank 0; the other processes wait for it, however long it takes.
 
-    For work before a training, such as the preparation of its data, inside ``connected``. Without
-    other processes it is called at once.
+    For work such as the preparation of data, inside ``connected``. Without other processes it is
+    called at once.
 
     Args:
         function: returns a plain JSON value, or None.
