@@ -44,7 +44,7 @@ class Environment:
             if not values.get(name):
                 raise ConfigError(
                     f"WORLD_SIZE is {values['WORLD_SIZE']}, but {name} is not set: start the "
-                    "processes with torchrun, or unset WORLD_SIZE to train in one process"
+                    "processes with torchrun, or unset WORLD_SIZE to use one process"
                 )
         world_size, rank = _number(values, "WORLD_SIZE"), _number(values, "RANK")
         if rank >= world_size:
