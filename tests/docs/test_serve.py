@@ -45,7 +45,11 @@ def test_load_loses_no_request_and_the_texts_match_results():
     assert f"{stated} {highest['ms']['p99']:.0f} ms without" in decided
     page = (ROOT / "docs" / "benchmarks" / "serve.md").read_text().replace("\n", " ")
     assert f"it uses {highest['server_cores']:.1f} cores" in page
-    assert ("goal of 15 ms is not met" in page) == (highest["ms"]["p99"] >= 15)
+    assert highest["ms"]["p99"] < 15
+    assert result["two_processes"]["ms"]["p99"] < 15
+    slowest = f"one of the three loads of one process had {highest['p99_range'][1]:.0f} ms"
+    assert slowest in page
+    assert highest["repeats"] == 3
 
 
 def test_storm_of_reloads_matches_results():

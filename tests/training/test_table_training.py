@@ -9,7 +9,6 @@ import torch
 
 from candid.batches import BatchesConfig, Loader, offsets_of
 from candid.data import PreparedDataset
-from candid.errors import ConfigError
 from candid.losses import LOSSES
 from candid.samplers import SAMPLERS
 from candid.towers import (
@@ -139,8 +138,3 @@ def test_only_rows_of_the_step_change_in_a_catalog_of_a_million(make_trainer):
     assert torch.equal(moved, read)
     assert len(read) <= NUM_ITEMS + 16
     assert table.grad.is_sparse
-
-
-def test_loss_over_the_whole_catalog_is_refused(make_trainer):
-    with pytest.raises(ConfigError, match=r"whole catalog.*training\.tables = 'dense'"):
-        make_trainer("rows", loss="full_softmax", tables="row_adam")
