@@ -23,7 +23,7 @@ from candid.audit.measurement import measure
 from candid.audit.run_inputs import recipe_case, trained_input
 from candid.data import Role
 from candid.evaluation import EvaluationReport
-from candid.evaluation.queries import EvaluationQueries, select_queries
+from candid.evaluation.queries import EvaluationQueries, catalog_mask, select_queries
 from candid.evaluation.report import PerUser
 from candid.evaluation.slices import by_popularity
 from candid.inference import held_out_queries, inference_mode
@@ -118,9 +118,11 @@ def measure_on_test(run: Run, settings: MeasureConfig) -> TestMeasurement:
 def measure_calibration(run: Run, settings: MeasureConfig) -> tuple[CalibrationBin, ...]:
     """Compare the stated P(item | user) of all pairs with the share of targets among them.
 
-    A user has the probabilities of the full softmax over the catalog, and each of the user's
-    targets counts with an equal share, 1 in sum. Bins without a pair are left out.
+    A user has the probabilities of the full softmax over the items that the evaluation ranks, and
+    each of the user's targets counts with an equal share, 1 in sum. Bins without a pair are left
+    out.
     """
+    ranked = catalog_mask(run.dataset, run.item_counts, run.config.evaluation.catalog)
     num_items = run.dataset.num_items
     limit = min(settings.calibration_users, max(MIN_USERS, int(settings.max_scores / num_items)))
     if not limit:
@@ -129,6 +131,7 @@ def measure_calibration(run: Run, settings: MeasureConfig) -> tuple[CalibrationB
     size = len(BIN_EDGES) - 1
     pairs, stated, observed = np.zeros(size), np.zeros(size), np.zeros(size)
     edges = torch.from_numpy(BIN_EDGES[1:-1])
+    column_of = np.cumsum(ranked) - 1
     batches = held_out_queries(
         run.dataset,
         held_out,
@@ -137,7 +140,7 @@ def measure_calibration(run: Run, settings: MeasureConfig) -> tuple[CalibrationB
         context=run.context,
     )
     with inference_mode(run.model):
-        items = run.model.encode_catalog().float()
+        items = run.model.encode_catalog().float()[torch.from_numpy(ranked)]
         for rows, queries in batches:
             query = run.model.encode_queries(queries.to(run.model.device)).float()
             p = torch.softmax(query @ items.T, dim=1).double().cpu()
@@ -146,7 +149,7 @@ def measure_calibration(run: Run, settings: MeasureConfig) -> tuple[CalibrationB
             stated += torch.bincount(bins.flatten(), p.flatten(), minlength=size).numpy()
             offsets = held_out.target_offsets[rows.start : rows.stop + 1]
             counts = np.diff(offsets)
-            targets = torch.from_numpy(held_out.target_ids[offsets[0] : offsets[-1]].copy())
+            targets = torch.from_numpy(column_of[held_out.target_ids[offsets[0] : offsets[-1]]])
             of_user = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
             share = torch.from_numpy(np.repeat(1.0 / counts, counts))
             observed += torch.bincount(bins[of_user, targets], share, minlength=size).numpy()
