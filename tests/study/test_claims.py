@@ -56,24 +56,58 @@ def findings(claim):
     return [one["verdict"] for one in claim["findings"]]
 
 
-@pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C6"])
-def test_claim_is_supported_where_its_effect_is_planted(predicted, name):
-    assert predicted[name]["verdict"] == "supported"
-    assert set(findings(predicted[name])) == {"supported"}
+@pytest.fixture(scope="module")
+def huge(study):
+    """The same with a catalog of 1,000,000 items."""
+    return study(num_items=1_000_000)
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C3", "C4", "C6", "C7"])
+def test_claim_is_supported_where_its_effect_is_planted(predicted, huge, name):
+    claims = huge if name == "C7" else predicted
+    assert claims[name]["verdict"] == "supported"
+    assert set(findings(claims[name])) == {"supported"}
+
+
+@pytest.mark.parametrize("change", [{"ndcg": -0.02}, {"nll": 0.1}, {"cpu_seconds": 90}], ids=str)
+@pytest.mark.parametrize(("name", "num_items"), [("C6", 60_000), ("C7", 1_000_000)])
+def test_cost_claim_is_against_where_the_largest_n_is_behind_or_slow(
+    study, planted_arm, name, num_items, change
+):
+    behind = planted_arm(**{"cpu_seconds": 20, **change})
+    claim = study({256: {"logq_kept": behind}}, num_items=num_items)[name]
+    assert claim["verdict"] == "against"
+    assert findings(claim) == ["against"]
 
 
 def test_every_claim_without_its_cells_is_not_decided(tmp_path):
     for one in judge_claims(StudyCells(tmp_path)):
         assert one["verdict"] == "not decided"
+        assert one["name"] == "C5" or one["reason"] == "the study has no cell that the test needs"
         assert one["prediction"]
         assert one["needs"]
         assert one["test"]
     assert [claim.name for claim in CLAIMS] == [f"C{number}" for number in range(1, 8)]
 
 
-def test_catalog_below_the_size_of_a_claim_decides_nothing(predicted):
-    assert predicted["C7"]["verdict"] == "not decided"
-    assert predicted["C7"]["findings"] == []
+def test_catalogs_beside_the_sizes_of_a_claim_are_the_reason_that_it_is_not_decided(
+    predicted, huge
+):
+    at_least = "no catalog of the study has at least"
+    for claim, reason in (
+        (predicted["C7"], f"{at_least} 1,000,000 items"),
+        (huge["C6"], f"{at_least} 50,000 and fewer than 1,000,000 items"),
+    ):
+        assert claim["verdict"] == "not decided"
+        assert claim["findings"] == []
+        assert claim["reason"] == reason
+
+
+def test_catalog_of_unknown_size_may_be_in_the_range_of_a_claim(tmp_path):
+    claims = judge(tmp_path, [("none", 0, "full_softmax"), ("popularity", 16, "logq_kept")])
+    for name in ("C6", "C7"):
+        (finding,) = claims[name]["findings"]
+        assert finding["detail"] == "no cell is finished: the catalog is unknown"
 
 
 def test_verdicts_are_plain_json(predicted):
@@ -139,10 +173,37 @@ def test_grid_points_with_too_few_planned_seeds_are_left_out(tmp_path, planted_s
     ]
 
 
+def test_grid_point_without_enough_seeds_is_counted_once(tmp_path):
+    """Of two grid points, one has a test against kept hits alone, and the other has none."""
+    arms = ("refined", "logq_kept", "logq_masked")
+    seeds = {("popularity", n, arm): 1 if n == 16 else 5 for n in (16, 64) for arm in arms}
+    seeds["popularity", 64, "logq_masked"] = 1
+    assert judge_plan(tmp_path, seeds)["C2"]["reason"] == (
+        "of 1 grid point: supported at 0, against at 0, not decided at 1; 1 grid point has no arms "
+        "to compare with 5 planned seeds"
+    )
+
+
+def test_uniform_samples_are_not_counted_as_left_out(tmp_path):
+    for sampler, reason in (
+        ("popularity", "1 grid point has no arms to compare with 5 planned seeds"),
+        ("uniform", "the study has no cell that the test needs"),
+    ):
+        seeds = dict.fromkeys([(sampler, 16, "none"), (sampler, 16, "logq_kept")], 1)
+        assert judge_plan(tmp_path, seeds)["C1"]["reason"] == reason
+
+
 def judge(folder, planned):
     """Judge a study in which five seeds of each (sampler, n, arm) are planned."""
-    seeds = tuple(range(5))
-    settings = {Setting("films", "time", "small", *place): seeds for place in planned}
+    return judge_plan(folder, dict.fromkeys(planned, 5))
+
+
+def judge_plan(folder, seeds):
+    """Judge a study with the planned number of seeds of each (sampler, n, arm)."""
+    settings = {
+        Setting("films", "time", "small", *place): tuple(range(number))
+        for place, number in seeds.items()
+    }
     return {one["name"]: one for one in judge_claims(StudyCells(folder, planned=settings))}
 
 

@@ -76,7 +76,7 @@ def judge_all(evidence: Sequence[Evidence], *, left_out: str = "") -> Judgement:
 
     Args:
         evidence: of the grid points that the claim is about.
-        left_out: which grid points have no test by the plan of the study, in words; "": all have.
+        left_out: why grid points have no test by the plan of the study, in words; "": all have one.
 
     Example:
         >>> held = Evidence("films, n = 16", "NDCG@10 2.4 times as high", 0.001, 1.0)
@@ -86,7 +86,7 @@ def judge_all(evidence: Sequence[Evidence], *, left_out: str = "") -> Judgement:
         'not decided'
     """
     if not evidence:
-        return Judgement("not decided", left_out or "no cell that the test needs is finished")
+        return Judgement("not decided", left_out or "the study has no cell that the test needs")
     adjusted = iter(holm([one.p_against for one in evidence if one.p_against is not None]))
     findings = tuple(
         Finding(one.label, _verdict(one, next(adjusted)), one.detail)
