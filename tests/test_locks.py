@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from candid.errors import ConfigError
-from candid.locks import acquire, check_not_held, holder, one_writer, stored_purpose
+from candid.locks import acquire, check_not_held, holder, is_lock_file, one_writer, stored_purpose
 
 HOLD = "import sys, time; from pathlib import Path; from candid.locks import acquire\n" + (
     "lock = acquire(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
@@ -153,9 +153,21 @@ def test_purpose_of_a_killed_process_is_read_by_its_successor(tmp_path):
     assert stored_purpose(path) is None
 
 
-def test_damaged_record_is_an_unknown_process(tmp_path):
-    (tmp_path / ".lock").write_bytes(b"\xff{")
-    assert holder(tmp_path / ".lock") == "unknown process"
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff{",
+        b"[1]",
+        pytest.param(b'{"pid": ' + b"[" * 100_000, id="nested"),
+        b'{"pid": Infinity, "host": "a"}',
+    ],
+)
+def test_damaged_record_is_an_unknown_process(tmp_path, content):
+    path = tmp_path / ".lock"
+    path.write_bytes(content)
+    assert holder(path) == "unknown process"
+    assert stored_purpose(path) is None
+    assert is_lock_file(path) == content.endswith(b"}")
 
 
 @pytest.mark.parametrize("content", ["1234\n", "{}", '{"name": 1}', '{"pid":1}', "\0\0x"])

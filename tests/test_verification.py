@@ -238,7 +238,9 @@ MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 900, b"{", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 900, b"{", b"\xff\xfe", pytest.param(b"[" * 100_000, id="nested")]
+)
 @pytest.mark.parametrize("kind", MANIFESTS)
 def test_verify_finds_a_manifest_without_content(artifacts, tmp_path, kind, content):
     shutil.copytree(artifacts / kind, tmp_path / kind)
@@ -247,6 +249,14 @@ def test_verify_finds_a_manifest_without_content(artifacts, tmp_path, kind, cont
     damaged = [check for check in verify(tmp_path) if not check.is_ok]
     assert [check.path for check in damaged] == [path]
     assert damaged[0].fault.startswith("is damaged")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", pytest.param(b"[" * 100_000, id="nested")])
+def test_verify_finds_a_damaged_manifest_of_a_checkpoint_of_sharded_tables(tmp_path, content):
+    (tmp_path / "shared.safetensors").touch()
+    (tmp_path / "manifest.json").write_bytes(content)
+    [check] = [check for check in verify(tmp_path) if check.path.name == "manifest.json"]
+    assert check.fault.startswith("is damaged")
 
 
 @pytest.mark.parametrize("kind", ["data", "run", "index", "baseline"])

@@ -89,6 +89,21 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
+def check_entries(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that entries from a manifest have the form of ``file_entry``.
+
+    Args:
+        files: entries by name, as parsed from JSON.
+
+    Raises:
+        ValueError: a size is not a whole number, or a checksum is not text.
+        AttributeError, KeyError, TypeError: there is no such table.
+    """
+    for entry in files.values():
+        if type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
+            raise ValueError("an entry of a file has another form")
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """How a file differs from its entry.

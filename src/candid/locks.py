@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from candid.errors import ConfigError
+from candid.json_text import parse_json, read_json
 
 LOCK: Final = ".lock"
 """Name of the lock file of a folder, inside it."""
@@ -158,10 +159,10 @@ def check_not_held(path: Path, target: Path | str, advice: str = "choose another
 def holder(path: Path) -> str:
     """Return who holds a lock, in words for a message."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         pid, host = int(record["pid"]), str(record["host"])
         return f"pid {pid} on {host} since {record['since']}: {record['command']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "unknown process"  # It has the lock and has not written its record yet.
 
 
@@ -171,7 +172,7 @@ def stored_purpose(path: Path) -> dict[str, Any] | None:
     The file of a killed process stays: its successor reads what it was about to do.
     """
     try:
-        purpose = json.loads(path.read_text(encoding="utf-8"))["purpose"]
+        purpose = read_json(path)["purpose"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return purpose if isinstance(purpose, dict) else None
@@ -180,9 +181,9 @@ def stored_purpose(path: Path) -> dict[str, Any] | None:
 def is_lock_file(path: Path) -> bool:
     """Whether a file is a lock: empty, as before its holder writes its record, or with a record."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return not text or "pid" in dict(json.loads(text))
-    except (OSError, ValueError, TypeError, RecursionError):
+        content = path.read_bytes()
+        return not content or "pid" in dict(parse_json(content))
+    except (OSError, ValueError, TypeError):
         return False
 
 

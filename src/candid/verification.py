@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from candid.errors import ArtifactError, ConfigError
 from candid.export import EXPORT, FORMATS, read_export
 from candid.index import snapshot_files
 from candid.inference import StageProgress
+from candid.json_text import parse_json
 from candid.locks import LOCK
 from candid.runs import folder as run_folder
 from candid.runs import trained_ids
@@ -212,8 +212,8 @@ def _is_ours(path: Path, names: Collection[str]) -> bool:
     if any(sign in content for sign in MANIFEST_SIGNS):
         return True
     try:
-        json.loads(content)
-    except (ValueError, RecursionError):
+        parse_json(content)
+    except ValueError:
         checkpoints = set(CHECKPOINTS) & set(names) if path.name == run_folder.MANIFEST else ()
         is_shards = path.name == dataset_files.MANIFEST and _has_shards(names)
         return is_shards or bool(checkpoints) or bool(_siblings(path.name, names))

@@ -181,6 +181,11 @@ def test_foreign_format_is_refused_without_a_format_to_set(tmp_path, head):
         ('{"user_id": 1}\n{"user_id":\n', "line 2 is not a JSON object"),
         ('{"user_id": 1}\n\n[1]\n', "line 3 is not a JSON object"),
         ('{"user_id": 1}\n{"user_id": NaN}\n', "NaN is not JSON; write null"),
+        pytest.param(
+            '{"user_id": 1}\n{"user_id": ' + "[" * 100_000,
+            "line 2 is not a JSON object (nested",
+            id="nested",
+        ),
         ('[{"user_id": 1},\n{"user_id": 2}]\n', "one JSON array; write one object per line"),
         ("user_id,item_id\n1,2\n", "the first line is not a JSON object"),
         ('\ufeff{"user_id": 1}\n', "byte order mark"),

@@ -80,7 +80,7 @@ def test_two_runs_write_the_same_bytes(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize("make", ["folder", "file", "foreign manifest"])
+@pytest.mark.parametrize("make", ["folder", "file", "foreign manifest", "nested manifest"])
 def test_foreign_folder_is_refused_and_unchanged(tmp_path, make):
     out = tmp_path / "out"
     if make == "file":
@@ -90,6 +90,8 @@ def test_foreign_folder_is_refused_and_unchanged(tmp_path, make):
         (out / "thesis.txt").write_text("mine")
         if make == "foreign manifest":
             (out / "manifest.json").write_text('{"kind": "other", "files": {}}')
+        if make == "nested manifest":
+            (out / "manifest.json").write_text("[" * 100_000)
     config = DataConfig(interactions=log(tmp_path, THREE), order="t")
     with pytest.raises(ArtifactError, match="not a prepared dataset"):
         prepare_folder(config, out, force=True)

@@ -54,6 +54,15 @@ def test_event_types_survive_a_round_trip(tmp_path):
     assert (opened.event_type_names, opened.target_event_types) == (("buy", "view"), ("buy",))
 
 
+@pytest.mark.parametrize("entry", [{"bytes": 1e999}, {"bytes": "4"}, {"sha256": None}])
+def test_entry_of_another_form_is_damage(folder, entry):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["roles.npy"] |= entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged; prepare again"):
+        open_dataset(folder)
+
+
 @pytest.mark.parametrize("wrong", [["read"], None, 3])
 def test_target_types_that_are_not_event_types_are_damage(folder, wrong):
     manifest = json.loads((folder / "manifest.json").read_text())

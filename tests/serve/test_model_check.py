@@ -140,6 +140,7 @@ def test_weights_that_are_not_finite_are_refused_at_the_start_and_on_reload(file
         ("import sys; sys.exit(3)", "ended with exit code 3"),
         ("raise RuntimeError", "ended with exit code 1"),
         ("print('no answer')", "ended with exit code 0"),
+        ("print('[' * 100_000)", "ended with exit code 0"),
         ('print(\'{"error": "no memory", "at": []}\')', "no memory"),
         ("import time; time.sleep(60)", "took longer than 1 s; raise reload_timeout_ms"),
     ],

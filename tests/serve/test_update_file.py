@@ -104,6 +104,7 @@ def test_random_damage_keeps_the_records_that_it_does_not_touch(seed):
         b'{"model": "films", "item": 5, "update": {"title": "A"}}',
         b'{"model": "films", "item": 5, "update": {"title": 3, "attributes": {}}}',
         b'["films", 5]',
+        pytest.param(b'{"model": ' + b"[" * 100_000, id="nested"),
     ],
 )
 def test_entry_of_another_form_is_damaged(body):

@@ -65,10 +65,13 @@ def test_line_cut_by_a_crash_is_dropped_and_repaired(tmp_path):
     assert len(path.read_bytes().splitlines()) == 2
 
 
-def test_damaged_line_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "line", [b'{"format": 1}', b"\xff", b"[1]", pytest.param(b"[" * 100_000, id="nested")]
+)
+def test_damaged_line_is_named(tmp_path, line):
     append_record(tmp_path, RECORD)
     with (tmp_path / "records.jsonl").open("ab") as file:
-        file.write(b'{"format": 1}\n')
+        file.write(line + b"\n")
     with pytest.raises(ArtifactError, match=r"records.jsonl: line 2 cannot be read"):
         read_records(tmp_path)
 

@@ -123,6 +123,14 @@ def test_truncated_checkpoint_is_named(tmp_path, keep):
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1]", pytest.param("[" * 100_000, id="nested"), "{}"])
+def test_damaged_description_of_a_checkpoint_is_named(tmp_path, text):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"candid": text})
+    with pytest.raises(DamagedCheckpointError, match=r"a\.safetensors is damaged"):
+        read_checkpoint(path)
+
+
 def example_with_all_types(path):
     generator = torch.Generator().manual_seed(0)
     tensors = {

@@ -285,6 +285,10 @@ def test_checkpoints_of_another_run_or_model_are_refused(tmp_path):
     (path / MANIFEST).write_text((path / MANIFEST).read_text().replace('"step": 1', '"step": 2'))
     with pytest.raises(DamagedCheckpointError, match=r"manifest\.json differs from its checksum"):
         read_shards(path, model, group)
+    for content in (b"{", b"\xff", b"[" * 100_000):
+        (path / MANIFEST).write_bytes(content)
+        with pytest.raises(DamagedCheckpointError, match=r"manifest\.json is damaged"):
+            read_shards(path, model, group)
 
 
 def test_checkpoint_stays_with_the_one_before_it_and_no_other(tmp_path):

@@ -73,7 +73,16 @@ def test_jsonl_drops_a_truncated_line(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [b"\xff\xfe\n", b'{"step": 3, "lo\xff', b'{"step": 2, "loss": 1}', b"[1]\n", b"3\n", b"\n"],
+    [
+        b"\xff\xfe\n",
+        b'{"step": 3, "lo\xff',
+        b'{"step": 2, "loss": 1}',
+        b"[1]\n",
+        b"3\n",
+        b"\n",
+        pytest.param(b"[" * 100_000 + b"\n", id="nested"),
+        pytest.param(b'{"step": 1' + b"0" * 400 + b"}\n", id="large"),
+    ],
 )
 def test_jsonl_drops_damaged_lines(tmp_path, damage):
     """Also a last line that is whole but for its end: the next one would be appended to it."""

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from candid.atomic import write_file, write_parts
-from candid.checksums import FileChecks, check_seal, read_error, sealed
+from candid.checksums import FileChecks, check_entries, check_seal, read_error, sealed
 from candid.errors import ArtifactError, DataError
+from candid.json_text import read_json
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder with a prepared dataset; run candid prepare")
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = read_json(path / MANIFEST)
         kind, version = manifest["kind"], manifest["schema_version"]
         is_readable = kind == KIND and version == SCHEMA_VERSION
         if is_readable:
-            for entry in manifest["files"].values():
-                int(entry["bytes"]), str(entry["sha256"])
+            check_entries(manifest["files"])
         if is_readable and not isinstance(manifest["fingerprint"], str):
             raise TypeError("the fingerprint must be text")
         if is_readable and not set(manifest["target_event_types"]) <= set(manifest["event_types"]):
@@ -167,7 +167,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise read_error(path / MANIFEST, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path / MANIFEST} is damaged; prepare again") from error
     if kind != KIND:
         raise ArtifactError(f"{path} is a {kind}, not a prepared dataset; choose another folder")
@@ -200,7 +200,7 @@ def read_earlier(out: Path) -> dict[str, Any] | None:
         return None
     refusal = f"{out} exists and is not a prepared dataset; choose another folder or remove it"
     try:
-        raw = json.loads((out / MANIFEST).read_bytes())
+        raw = read_json(out / MANIFEST)
         known = {MANIFEST, *raw["files"]} if raw["kind"] == "candid-dataset" else set()
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(refusal) from None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from candid.atomic import atomic_folder, sync
-from candid.checksums import check_seal, file_entry, read_error, write_sealed_json
+from candid.checksums import check_entries, check_seal, file_entry, read_error, write_sealed_json
 from candid.component import lookup
 from candid.errors import ArtifactError, ConfigError
 from candid.export.context import ExportContext
 from candid.export.export_input import ExportInput
 from candid.export.registry import FORMATS
 from candid.inference import StageProgress
+from candid.json_text import read_json
 from candid.version import __version__
 
 EXPORT = "export.json"
@@ -90,15 +90,14 @@ def read_export(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / EXPORT
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document: dict[str, Any] = read_json(path)
         kind, version = document["kind"], document["version"]
-        for entry in document["files"].values():
-            int(entry["bytes"]), str(entry["sha256"])
+        check_entries(document["files"])
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not an export: it has no {EXPORT}") from None
     except OSError as error:
         raise read_error(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ArtifactError(f"{path} is damaged; {EXPORT_AGAIN}") from None
     if kind != KIND or version != VERSION:
         raise ArtifactError(

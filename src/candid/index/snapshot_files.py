@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -23,9 +22,10 @@ import numpy as np
 import polars as pl
 
 from candid.atomic import make_readable, sync, write_error, write_json
-from candid.checksums import check_seal, file_entry, read_error, sealed
+from candid.checksums import check_entries, check_seal, file_entry, read_error, sealed
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import Index
+from candid.json_text import read_json
 from candid.locks import LOCK, one_writer
 
 KIND = "candid-index"
@@ -42,14 +42,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: dict[str, Any] = read_json(path)
         kind, version = manifest["kind"], manifest["version"]
         required = ("token", "fingerprint", "index", "num_items", "dim", "measured")
         if kind == KIND and version == VERSION:
             for name in required:
                 manifest[name]
+            check_entries(manifest["files"])
             for entry in manifest["files"].values():
-                str(entry["name"]), int(entry["bytes"]), str(entry["sha256"])
+                entry["name"]
             manifest["files"]["vectors"], manifest["files"]["source_ids"]
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
@@ -57,7 +58,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise read_error(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged; {REBUILD}") from error
     if kind != KIND or version != VERSION:
         raise ArtifactError(

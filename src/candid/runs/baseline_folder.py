@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from candid.atomic import atomic_folder
-from candid.checksums import check_file, check_seal, file_entry, read_error, write_sealed_json
+from candid.checksums import (
+    check_entries,
+    check_file,
+    check_seal,
+    file_entry,
+    read_error,
+    write_sealed_json,
+)
 from candid.component import lookup
 from candid.config import validated
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
 from candid.evaluation import EvaluationConfig
+from candid.json_text import read_json
 from candid.runs.folder import BASELINE, check_is_empty, dataset_of, store_dataset
 
 if TYPE_CHECKING:
@@ -123,18 +130,18 @@ def read_baseline_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / BASELINE
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(path)
         baseline_format = manifest["format"]
         manifest["dataset"]["fingerprint"], manifest["dataset"]["path"]
         for key in ("baseline", "settings", "evaluation", "fingerprint"):
             manifest[key]
-        for entry in manifest["files"].values() if baseline_format == FORMAT else ():
-            int(entry["bytes"]), str(entry["sha256"])
+        if baseline_format == FORMAT:
+            check_entries(manifest["files"])
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is not a saved baseline: it has no {BASELINE}") from None
     except OSError as error:
         raise read_error(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ArtifactError(f"{path} is damaged; {SAVE_AGAIN}") from None
     if baseline_format != FORMAT:
         raise ArtifactError(

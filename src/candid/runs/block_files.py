@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from candid.atomic import (
 )
 from candid.checksums import file_entry, find_fault, has_valid_seal, write_sealed_json
 from candid.errors import ConfigError, Interrupted
+from candid.json_text import read_json
 from candid.locks import LOCK, one_writer
 
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
@@ -151,7 +151,7 @@ class BlockFiles:
     def _restore(self) -> None:
         """Read the state of an earlier start; without one of the same settings, begin anew."""
         try:
-            state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
+            state = read_json(self._folder / STATE)
             is_same = state["format"] == FORMAT and state["settings"] == self._settings
             is_same = is_same and has_valid_seal(state)
             blocks, started, header = state["blocks"], state["started"], state["header"]

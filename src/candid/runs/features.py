@@ -29,6 +29,7 @@ from candid.features import (
     no_context,
     restore_table,
 )
+from candid.json_text import read_json
 from candid.runs.anonymous_users import parse_attributes
 from candid.runs.folder import TRAIN_AGAIN
 from candid.towers import RetrievalModel, TowerContext
@@ -173,7 +174,7 @@ def read_states(folder: Path, fingerprint: str | None) -> dict[str, Any]:
     """
     path = folder / FEATURES
     try:
-        states: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        states: dict[str, Any] = read_json(path)
         is_same = _fingerprint(states) == fingerprint
     except FileNotFoundError:
         raise ArtifactError(
@@ -181,7 +182,7 @@ def read_states(folder: Path, fingerprint: str | None) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise read_error(path, error) from error
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         raise ArtifactError(f"{path} is damaged; {TRAIN_AGAIN}") from None
     if not is_same:
         raise ArtifactError(

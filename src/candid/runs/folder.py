@@ -21,6 +21,7 @@ from candid.checksums import check_seal, read_error
 from candid.config import RunConfig, parse_config
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ArtifactError, ConfigError
+from candid.json_text import read_json
 from candid.training import (
     BEST,
     LAST,
@@ -245,7 +246,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(path)
         manifest["config"], manifest["dataset"]["fingerprint"], manifest["dataset"]["path"]
         run_format = manifest.get("format", 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -257,7 +258,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder} is not a run: it has no {MANIFEST}") from None
     except OSError as error:
         raise read_error(path, error) from error
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path} is damaged; {TRAIN_AGAIN}") from None
     if run_format != FORMAT:
         raise ArtifactError(

@@ -9,7 +9,6 @@ training, or ``run.json`` the checksum of its content. Everything else is refuse
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from candid.checksums import has_valid_seal
 from candid.data import PreparedDataset
 from candid.distributed import Group, job_id
 from candid.errors import ArtifactError, ConfigError
+from candid.json_text import read_json
 from candid.locks import LOCK, check_not_held, is_lock_file, one_writer, stored_purpose
 from candid.runs.features import FEATURES
 from candid.runs.folder import BEFORE_REFIT, DATA, MANIFEST, check_is_empty, read_manifest
@@ -307,10 +307,10 @@ def _has_weights(folder: Path) -> bool:
     if any(folder.glob("*.safetensors")):
         return True
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return True  # Unknown: nothing is removed.
     return not isinstance(manifest, dict) or "result" in manifest
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from candid.errors import ArtifactError
+from candid.json_text import parse_json
 from candid.serve.config import ServeConfig
 from candid.serve.logs import log_event
 from candid.serve.model_files import ModelFiles
@@ -161,7 +162,7 @@ class ModelChecks:
 
 def _answer_in(output: bytes) -> dict[str, Any] | None:
     try:
-        answer = json.loads(output)
+        answer = parse_json(output)
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None

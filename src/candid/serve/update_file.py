@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from candid.atomic import sync, write_error
 from candid.errors import ArtifactError, ConfigError
+from candid.json_text import parse_json
 from candid.locks import acquire, holder
 
 HEAD: Final = re.compile(rb'\{"crc32": "([0-9a-f]{8})", "length": (\d{1,9}), "entry": ')
@@ -286,7 +287,7 @@ def _write(descriptor: int, data: bytes) -> None:
 def _entry(body: bytes) -> dict[str, Any] | None:
     """Return the entry of a record; None if it is not an item update."""
     try:
-        entry = json.loads(body)
+        entry = parse_json(body)
         update = entry["update"]
         is_valid = type(entry["model"]) is str and type(entry["item"]) in (int, str)
         if update is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
@@ -19,9 +18,11 @@ import torch
 
 from candid.atomic import write_json
 from candid.batches import Loader
+from candid.checksums import read_error
 from candid.config import RunConfig
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
+from candid.json_text import parse_json, read_json
 from candid.runs import load_run, peak_memory_mib, train_run
 from candid.study.config import MeasureConfig
 from candid.study.measure import (
@@ -164,9 +165,9 @@ class Cell:
         path = self.folder / STARTS
         stamps = [one.stat().st_mtime_ns for one in (self.folder / RUN).rglob("last*.safetensors")]
         stamp, count = max(stamps, default=0), 0
-        with suppress(OSError, ValueError, KeyError):
-            before = json.loads(path.read_text(encoding="utf-8"))
-            count = before["count"] if before["checkpoint"] == stamp else 0
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+            before = read_json(path)
+            count = int(before["count"]) if before["checkpoint"] == stamp else 0
         if count >= MAX_STARTS:
             path.unlink(missing_ok=True)
             raise KilledError(
@@ -177,24 +178,38 @@ class Cell:
 
 
 def read_curve(run_folder: Path) -> tuple[CurvePoint, ...]:
-    """Read the validations of a run from its metrics log."""
+    """Read the validations of a run from its metrics log.
+
+    Raises:
+        ArtifactError: the log cannot be read, or a line is damaged (the message names it).
+    """
+    path = run_folder / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise read_error(path, error) from error
     points: list[CurvePoint] = []
     weights: list[float] = []
-    for text in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        if "sample_weight" in line:
-            weights.append(line["sample_weight"])
-        if "validation/ndcg@10" in line:
-            points.append(
-                CurvePoint(
-                    step=line["step"],
-                    cpu_seconds=line["cpu_seconds"],
-                    ndcg=line["validation/ndcg@10"],
-                    nll=line.get("validation/nll"),
-                    sample_weight=fmean(weights) if weights else None,
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = parse_json(text)
+            if "sample_weight" in line:
+                weights.append(float(line["sample_weight"]))
+            if "validation/ndcg@10" in line:
+                points.append(
+                    CurvePoint(
+                        step=line["step"],
+                        cpu_seconds=line["cpu_seconds"],
+                        ndcg=line["validation/ndcg@10"],
+                        nll=line.get("validation/nll"),
+                        sample_weight=fmean(weights) if weights else None,
+                    )
                 )
-            )
-            weights = []
+                weights = []
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            raise ArtifactError(
+                f"{path}: line {number} is damaged; run the cell again with --retry-failed"
+            ) from None
     return tuple(points)
 
 

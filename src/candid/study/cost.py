@@ -22,6 +22,7 @@ from candid.config import RunConfig
 from candid.data import PreparedDataset, Role
 from candid.errors import CandidError
 from candid.evaluation import evaluate
+from candid.json_text import read_json
 from candid.runs import build_model, build_objective, fit_features, pick_device, set_threads
 from candid.study.arms import NO_SAMPLER, find_arm
 from candid.study.datasets import Datasets
@@ -92,8 +93,9 @@ class CostModel:
         self._grid, self._datasets, self._note = grid, datasets, note
         self._path = out / TIMINGS
         self._known: dict[str, float] = {}
-        with suppress(OSError, ValueError):  # timed again
-            self._known = json.loads(self._path.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, TypeError, OverflowError):  # timed again
+            known = dict(read_json(self._path))
+            self._known = {name: float(seconds) for name, seconds in known.items()}
         self._steps: dict[CostKey, dict[int, float]] = {}
         self._fixed: dict[tuple[str, str], Fixed] = {}
         self._drifts: dict[str, bool] = {}

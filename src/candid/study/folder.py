@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from candid.atomic import remove_stale, write_error
 from candid.checksums import write_sealed_json
 from candid.errors import ArtifactError, ConfigError
+from candid.json_text import read_json
 from candid.study.config import Study
 
 STUDY: Final = "study.json"
@@ -33,7 +33,7 @@ def open_folder(study: Study, out: Path) -> None:
     remove_stale(path)  # of a study that was killed before its first record
     try:
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_json(path)
             if before["name"] != study.config.name:
                 raise ConfigError(
                     f"{out} holds the study {before['name']!r}, not {study.config.name!r}; name "

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from candid.atomic import replacing, write_error
 from candid.checksums import read_error
 from candid.errors import ArtifactError
+from candid.json_text import parse_json
 
 RECORDS: Final = "records.jsonl"
 USERS: Final = "users"
@@ -325,7 +326,7 @@ def read_records(folder: Path | str) -> list[Record]:
     complete = content[: content.rfind(b"\n") + 1]
     for number, line in enumerate(complete.splitlines(), start=1):
         try:
-            record = Record.from_json(json.loads(line))
+            record = Record.from_json(parse_json(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"{path}: line {number} cannot be read ({error}); remove the line to run its cell "

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from candid.atomic import replacing
 from candid.checksums import SEAL, is_verifying, read_error
 from candid.errors import ArtifactError
+from candid.json_text import parse_json
 from candid.towers import sharded_tables
 from candid.training.optimizer import ModelOptimizer
 
@@ -142,7 +143,7 @@ def read_checkpoint(
     if "candid" not in metadata:
         raise ArtifactError(f"{path} was not written by candid: choose a checkpoint of a run")
     try:
-        meta = json.loads(metadata["candid"])
+        meta = parse_json(metadata["candid"])
         seal = meta.pop(SEAL, None)
         text = json.dumps(meta)
         version = meta.pop("format")

@@ -13,7 +13,6 @@ which several machines must share.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from candid.checksums import find_fault, has_valid_seal, is_verifying, read_error, verification
 from candid.errors import ArtifactError
+from candid.json_text import read_json
 from candid.training.checkpoint import (
     RESTORE,
     RUN,
@@ -186,7 +186,7 @@ def read_shard_manifest(path: Path, run: str | None = None) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
+        manifest = read_json(file)
     except FileNotFoundError:
         raise DamagedCheckpointError(
             f"{path} has no {MANIFEST}, so it is not a complete checkpoint: {RESTORE}"

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from candid.atomic import replacing, write_error
 from candid.component import lookup
 from candid.errors import ConfigError
+from candid.json_text import parse_json
 
 Metrics = Mapping[str, float | int | str]
 
@@ -93,8 +94,8 @@ class JsonlTracker:
 def _step_of(line: bytes) -> float:
     """Return the step of a line; infinity for one that is damaged or cut by a crash."""
     try:
-        step = float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        step = float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return float("inf")
     return step if line.endswith(b"\n") else float("inf")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Final
 from candid.atomic import write_error
 from candid.checksums import check_seal, has_valid_text_seal, read_error, write_sealed_json
 from candid.errors import ArtifactError, ConfigError
+from candid.json_text import read_json
 from candid.locks import LOCK, one_writer
 
 TRIALS: Final = "trials.json"
@@ -161,7 +161,7 @@ def read_history(folder: Path | str) -> History:
     """
     path = Path(folder) / TRIALS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["format"] != FORMAT:
             raise ArtifactError(
                 f"{path} has format {content['format']}, this version reads {FORMAT}; "
@@ -172,7 +172,7 @@ def read_history(folder: Path | str) -> History:
         return History(content["metric"], content["search"], trials)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no search to resume; leave --resume out") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path} cannot be read ({type(error).__name__}); search again in another folder"
         ) from None

@@ -24,6 +24,7 @@ from candid.data.readers.files import READ_ERRORS, DataFile, summary, unreadable
 from candid.data.readers.panics import without_panic_messages
 from candid.data.readers.source import Source
 from candid.errors import DataError
+from candid.json_text import parse_json
 
 
 def scan_all(files: Sequence[DataFile], separator: str | None = None) -> list[Source]:
@@ -129,10 +130,10 @@ def _find_misfit(file: DataFile) -> str | None:
             if not text:
                 continue
             try:
-                value = json.loads(text, parse_constant=_refuse)
+                value = parse_json(text, parse_constant=_refuse)
             except UnicodeDecodeError:
                 return f"line {number} is not UTF-8 text; convert the file"
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 return f"line {number} is not a JSON object ({error}); fix the line"
             if not isinstance(value, dict):
                 return f"line {number} is not a JSON object; write one object per line"
@@ -144,7 +145,7 @@ def _find_second_type(file: DataFile) -> str | None:
     types: dict[str, type] = {}
     with open_binary(file) as stream:
         for number, line in enumerate(stream, start=1):
-            for key, value in (json.loads(line) if line.strip() else {}).items():
+            for key, value in (parse_json(line) if line.strip() else {}).items():
                 if value is None:
                     continue
                 # Numbers and text go together: as text.
