@@ -19,21 +19,20 @@ from typing import Any
 from candid.atomic import write_json
 from candid.study import CLAIMS, ArmRow, StudySummary, read_records
 from candid.study.drift_cells import FULL
-from candid.study.tables import DIGITS, REFERENCE, difference_text
 from drift_figure import KEPT, NAMES, correlations
 from page_blocks import with_block
+from study_tables import NOT_MEASURED, Study, differences, drifts, rates, ratio_text, row
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 STUDIES = RESULTS / "study"
 PAGE = ROOT / "docs" / "study.md"
-NOT_MEASURED = "Not measured yet."
-COMPARED = ("none", "published_code", "logq_masked", "logq_distinct", "refined", FULL)
-"""Arms in the tables of the page; the page of the study has all of them."""
-METRICS = {"ndcg": "NDCG@10", "nll": "NLL"}
 MECHANISM = {"drift_known_truth": "known truth", "drift_training": "held-out interactions"}
 """Results of benchmarks -> their data in words."""
-Study = dict[str, Any]
+MAX_LINES = 12
+"""Lines of a claim in the list of the grid points that are not decided."""
+MAX_LABELS = 3
+"""Grid points that are named in one line."""
 
 
 def read_studies(folder: Path = STUDIES) -> dict[str, Study]:
@@ -94,6 +93,7 @@ def with_blocks(
         "study predictions": predictions(),
         "study verdicts": verdicts(studies),
         "study differences": differences(studies),
+        "study drifts": drifts(studies),
         "study rates": rates(studies),
         "study cost": cost(studies),
         "study mechanism": mechanism_tables(mechanism),
@@ -116,11 +116,15 @@ def predictions() -> str:
 
 
 def verdicts(studies: Mapping[str, Study]) -> str:
-    """Return the verdict of each study on each claim, and the grid points against a claim."""
+    """Return the verdict of each study on each claim, with the grid points that do not support it.
+
+    These are the grid points against a claim, and those that are not decided of a claim that is not
+    decided.
+    """
     if not studies:
         return NOT_MEASURED
-    lines = [_row(["claim", *studies]), "|---|" + "---|" * len(studies)]
-    against = []
+    lines = [row(["claim", *studies]), "|---|" + "---|" * len(studies)]
+    against, undecided = [], []
     judged = {name: _claims(name, study["summary"]) for name, study in studies.items()}
     for claim in CLAIMS:
         cells = [f"{claim.name}: {claim.prediction}"]
@@ -132,64 +136,39 @@ def verdicts(studies: Mapping[str, Study]) -> str:
                 for finding in one["findings"]
                 if finding["verdict"] == "against"
             ]
-        lines.append(_row(cells))
+            if one["verdict"] == "not decided":
+                undecided += _undecided_lines(f"{claim.name}, {name}", one["findings"])
+        lines.append(row(cells))
     if against:
         lines += ["", "Grid points against a claim:", "", *against]
+    if undecided:
+        lines += [
+            "",
+            "Grid points that are not decided, of the claims that are not decided, with their "
+            f"values or why they have no test; at most {MAX_LINES} lines for a claim:",
+            "",
+            *undecided,
+        ]
     return "\n".join(lines)
 
 
-def differences(studies: Mapping[str, Study]) -> str:
-    """Return a table for each study and metric: the reference, and the others' differences."""
-    parts = []
-    for name, study in studies.items():
-        points = _points(study)
-        for metric, label in METRICS.items():
-            arms = [arm for arm in COMPARED if any(arm in rows for rows in points.values())]
-            lines = [
-                f"**{name}: {label}**",
-                "",
-                _row(["grid point", "n / chi2", f"`{REFERENCE}`", *(f"`{arm}`" for arm in arms)]),
-                "|---|---:|---:|" + "---|" * len(arms),
-            ]
-            lines += [_difference_row(rows, arms, metric) for rows in points.values()]
-            parts.append("\n".join(lines))
-    return "\n\n".join(parts) or NOT_MEASURED
-
-
-def _difference_row(rows: Mapping[str, ArmRow], arms: Sequence[str], metric: str) -> str:
-    first = next(iter(rows.values()))
-    reference = rows.get(REFERENCE)
-    ratio = "–"
-    if reference is not None and reference.chi2:
-        ratio = _ratio(reference.candidates_per_row / reference.chi2)
-    cells = [first.point.label, ratio, _mean(reference, metric)]
-    for arm in arms:
-        row = rows.get(arm)
-        one = None if row is None else row.metrics.get(metric)
-        gap = None if one is None else one.difference
-        if gap is not None:
-            cells.append(difference_text(gap, DIGITS[metric]))
-        else:
-            cells.append("–" if row is None else f"{row.seeds} of {row.planned} seeds")
-    return _row(cells)
-
-
-def rates(studies: Mapping[str, Study]) -> str:
-    """Return the learning rate that the pilot of each study chose for each arm."""
-    parts = []
-    for name, study in studies.items():
-        points = _points(study)
-        arms = list(dict.fromkeys(arm for rows in points.values() for arm in rows))
-        lines = [
-            _row([f"{name}: grid point", *(f"`{arm}`" for arm in arms)]),
-            "|---|" + "---:|" * len(arms),
-        ]
-        for point, rows in points.items():
-            chosen = [rows[arm].lr if arm in rows else None for arm in arms]
-            shown = ["–" if rate is None else f"{rate:g}" for rate in chosen]
-            lines.append(_row([point, *shown]))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or NOT_MEASURED
+def _undecided_lines(claim: str, findings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a line for each reason why grid points are not decided."""
+    by_reason: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding["verdict"] == "not decided":
+            by_reason.setdefault(finding["detail"], []).append(finding["label"])
+    groups = list(by_reason.items())
+    # One line is for the number of those that are left out.
+    shown = groups if len(groups) <= MAX_LINES else groups[: MAX_LINES - 1]
+    lines = []
+    for reason, labels in shown:
+        named = "; ".join(labels[:MAX_LABELS])
+        rest = len(labels) - MAX_LABELS
+        more = f" and {rest} other{'s' if rest > 1 else ''}" if rest > 0 else ""
+        lines.append(f"- {claim}, {named}{more}: {reason}.")
+    left_out = sum(len(labels) for _, labels in groups[len(shown) :])
+    return [*lines, f"- {claim}: {left_out} other grid points."] if left_out else lines
 
 
 def cost(studies: Mapping[str, Study]) -> str:
@@ -205,10 +184,10 @@ def cost(studies: Mapping[str, Study]) -> str:
         rows = _once(_rows(study))
         cells = [name, *map(str, _counts(rows)), f"{study['cpu_hours']:.1f}"]
         commits = ", ".join(commit[:12] for commit in study["commits"])
-        lines.append(_row([*cells, commits, ", ".join(study["versions"])]))
-        for row in rows:
+        lines.append(row([*cells, commits, ", ".join(study["versions"])]))
+        for one in rows:
             notes |= dict.fromkeys(
-                f"- {name}, {row.point.label}, {row.arm}: {error}." for error in row.errors
+                f"- {name}, {one.point.label}, {one.arm}: {error}." for error in one.errors
             )
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
@@ -222,13 +201,11 @@ def mechanism_tables(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     for name, rows in cells.items():
         one = correlations(rows)["all"]
         values = [f"{one[measure]:.2f}" for measure in ("drift", "gradient_bias")]
-        lines.append(
-            _row([f"{MECHANISM[name]}, over the full softmax", str(one["cells"]), *values])
-        )
+        lines.append(row([f"{MECHANISM[name]}, over the full softmax", str(one["cells"]), *values]))
     over = correlations(cells["drift_training"], over_kept=True)["all"]
     values = [f"{over[measure]:.2f}" for measure in ("drift", "gradient_bias")]
     label = f"{MECHANISM['drift_training']}, over `logq` with kept hits"
-    lines += [_row([label, str(over["cells"]), *values]), ""]
+    lines += [row([label, str(over["cells"]), *values]), ""]
     lines += [
         "| data | chi2 | n | n / chi2 | refined: predicted | refined: excess NLL | "
         "logq, hits kept: predicted | logq, hits kept: excess NLL |",
@@ -240,7 +217,7 @@ def mechanism_tables(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
         refined, kept = (by_place[data, n, label] for label in ("refined", KEPT))
         numbers = [f"{one[key]:+.3f}" for one in (refined, kept) for key in ("drift", "excess")]
         chi2 = refined["chi2"]
-        lines.append(_row([NAMES[data], f"{chi2:.3g}", str(n), _ratio(n / chi2), *numbers]))
+        lines.append(row([NAMES[data], f"{chi2:.3g}", str(n), ratio_text(n / chi2), *numbers]))
     return "\n".join(lines)
 
 
@@ -278,31 +255,6 @@ def _claims(name: str, summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 "or test; run candid study --report and take the study over again"
             )
     return judged
-
-
-def _points(study: Study) -> dict[str, dict[str, ArmRow]]:
-    """Return the rows of a study by grid point and arm."""
-    points: dict[str, dict[str, ArmRow]] = {}
-    for row in _rows(study):
-        points.setdefault(row.point.label, {})[row.arm] = row
-    return points
-
-
-def _mean(row: ArmRow | None, metric: str) -> str:
-    one = None if row is None else row.metrics.get(metric)
-    if one is None:
-        return "–"
-    digits = DIGITS[metric]
-    spread = "" if one.sd is None else f" ± {one.sd:.{digits}f}"
-    return f"{one.mean:.{digits}f}{spread}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:

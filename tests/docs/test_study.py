@@ -11,7 +11,10 @@ import pytest
 
 from candid.study import CLAIMS, StudyCells, summarize
 
-PAGE = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "study.md").read_text()
+UNMEASURED = ("so far", "not confirmed it yet", "Not measured yet.")
+"""Words of the page before the study has results."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def studies(script, tmp_path_factory, planted_studies):
         ("popularity", 16): {
             "none": arm(ndcg=-0.1, failed=(2,)),
             "logq_kept": arm(),
-            "refined": arm(nll=0.5),
+            "refined": arm(nll=0.5, drift=0.4, gradient_bias=0.2),
         },
         ("popularity", 64): {"none": arm(ndcg=-0.3), "logq_kept": arm(), "bce": arm(drift=None)},
     }
@@ -105,7 +108,7 @@ def test_page_has_every_prediction_with_its_test():
 
 
 def test_claims_without_a_study_are_not_measured(script):
-    for block in (script.verdicts, script.differences, script.rates, script.cost):
+    for block in (script.verdicts, script.differences, script.drifts, script.rates, script.cost):
         assert block({}) == "Not measured yet."
 
 
@@ -117,18 +120,122 @@ def test_verdicts_name_the_grid_points_against_a_claim(script, studies):
     assert "popularity, n = 64: NDCG" not in text
 
 
+def test_verdicts_group_the_undecided_grid_points_of_undecided_claims(script, studies):
+    def findings(verdict, numbers, detail):
+        return [{"verdict": verdict, "label": f"n = {n}", "detail": detail(n)} for n in numbers]
+
+    planted = [
+        *findings("not decided", range(5), lambda n: "0 common seeds finished; needs 5"),
+        *findings("against", [8], lambda n: "against"),
+        *findings("supported", [9], lambda n: "supported"),
+        *findings("not decided", range(20, 40), lambda n: f"NLL +0.{n}"),
+    ]
+    (study,) = studies.values()
+    judged = dict.fromkeys(("C1", "C2", "C3"), "against") | {"C2": "not decided"}
+    claims = [
+        {**one, "findings": [], "verdict": "supported"}
+        | ({"findings": planted, "verdict": judged[one["name"]]} if one["name"] in judged else {})
+        for one in study["summary"]["claims"]
+    ]
+    text = script.verdicts({"small": study | {"summary": {"claims": claims}}})
+    lines = text.split("Grid points that are not decided")[1].splitlines()[2:]
+    assert lines == [
+        "- C2, small, n = 0; n = 1; n = 2 and 2 others: 0 common seeds finished; needs 5.",
+        *(f"- C2, small, n = {n}: NLL +0.{n}." for n in range(20, 30)),
+        "- C2, small: 10 other grid points.",
+    ]
+
+
 def test_differences_have_their_p_value_and_interval(script, studies):
     rows = [line for line in script.differences(studies).splitlines() if "n = 16 |" in line]
     assert len(rows) == 2
-    _, point, ratio, mean, none, refined, full, _ = map(str.strip, rows[1].split("|"))
+    _, point, ratio, mean, none, refined, bce, full, _ = map(str.strip, rows[1].split("|"))
     assert point == "films, time, small, popularity, n = 16"
     assert ratio == "2"
+    assert bce == "–"
     assert " ± " in mean
     for cell, value in ((refined, 0.5), (none, 0.0), (full, 0.0)):
         difference, low, high = (float(one) for one in re.findall(r"[+-]\d\.\d+", cell))
         assert low <= difference <= high
         assert difference == pytest.approx(value, abs=0.01)
     assert ", p < .001 (" in refined
+
+
+def test_drifts_stand_beside_the_excess_that_was_measured(script, studies):
+    lines = script.drifts(studies).splitlines()
+    (line,) = [line for line in lines if "n = 16 | `refined` |" in line]
+    *start, excess, bias, _ = map(str.strip, line.split("|"))
+    assert start[3:] == ["6", "8", "2", "0.400"]
+    value, error = map(float, excess.split(" ± "))
+    assert value == pytest.approx(0.5, abs=0.01)
+    assert 0 < error < 0.01
+    assert bias == "0.200"
+    # bce has no drift.
+    assert [line.split("`")[1] for line in lines[2:]] == [
+        *("none", "logq_kept", "refined"),
+        *("none", "logq_kept"),
+    ]
+
+
+def many(study, datasets):
+    """The study with its rows and drifts repeated for so many datasets; later ones have 2 seeds."""
+    summary = dict(study["summary"])
+    for key in ("rows", "drifts"):
+        summary[key] = [
+            one
+            | {"point": one["point"] | {"dataset": f"films {number}"}}
+            | ({"seeds": 2} if number >= 15 else {})
+            for number in range(datasets)
+            for one in study["summary"][key]
+        ]
+    return {"small": study | {"summary": summary}}
+
+
+def test_long_tables_are_shortened_by_a_stated_rule(script, studies):
+    (study,) = studies.values()
+
+    def size(text):
+        return text.count("\n| films ")
+
+    path = "`benchmarks/results/study/small.json` has all."
+    assert size(script.rates(many(study, 20))) == 40
+    assert path not in script.rates(many(study, 20))
+    text = script.rates(many(study, 21))
+    assert size(text) == 30
+    assert text.endswith(f"\n\n30 of 42 rows: the grid points with the most seeds. {path}")
+    text = script.differences(many(study, 21))
+    assert size(text) == 2 * 30
+    assert text.count("30 of 42 rows: the grid points with the most seeds.") == 2
+    # Five rows for each dataset, three of them of the arms of C2.
+    assert size(script.drifts(many(study, 8))) == 40
+    text = script.drifts(many(study, 13))
+    assert size(text) == 39
+    kept = "the arms logq_masked, logq_kept, refined"
+    assert text.endswith(f"\n\n39 of 65 rows: {kept}. {path}")
+    text = script.drifts(many(study, 20))
+    assert size(text) == 40
+    seeds = "the grid points with the most seeds, of these the first"
+    assert text.endswith(f"\n\n40 of 100 rows: {kept}, {seeds}. {path}")
+
+
+def unfinished(page, readme):
+    """Return what still treats the study as one without results."""
+    text = " ".join(page.split())
+    found = [words for words in UNMEASURED if words in text]
+    return found + ([] if "](docs/study.md)" in readme else ["README.md has no link to the page"])
+
+
+def test_page_of_a_study_with_results_states_them(script):
+    if script.read_studies():
+        assert unfinished(PAGE, (ROOT / "README.md").read_text()) == []
+
+
+def test_words_of_a_page_without_results_are_found():
+    assert unfinished("Evidence so\nfar. Not measured yet.", "[The study](docs/study.md)") == [
+        "so far",
+        "Not measured yet.",
+    ]
+    assert unfinished("Results.", "Nothing.") == ["README.md has no link to the page"]
 
 
 def test_cost_counts_cells_of_the_whole_catalog_once(script, studies):

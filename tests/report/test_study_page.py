@@ -36,6 +36,12 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def page(folder, drawn):
+    return write(folder, drawn)
+
+
+def write(folder, drawn):
+    """Write the page of a study, record what its figures draw, and return the page."""
+
     def record(kind):
         draw = getattr(study_page, kind)
 
@@ -57,7 +63,7 @@ def test_page_shows_claims_figures_and_tables(page):
     assert "Claims" in page
     assert "C5" in page
     assert "no arms to compare with 5 planned seeds" in page
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 2 + 1 + 2 * 4  # drift, differences, and two n in detail
     assert "0 of 2; 2 failed" in page
     assert "Failed: bce: the loss is nan at step 3; lower the learning rate." in page
     assert "&lt;films&gt;, time, small, popularity, n = 16" in page
@@ -86,7 +92,7 @@ def test_differences_are_drawn_with_their_intervals(page, drawn):
 
 
 def test_popularity_and_training_curves_are_means_of_the_seeds(page, drawn):
-    _, training, popularity, weights = drawn["line_panels"]
+    _, training, popularity, weights, *_ = drawn["line_panels"]
     assert training[0].curves["refined"].x == [50, 100, 200]
     assert training[1].curves["refined"].x == [25, 50, 100]
     ndcg, nll = (panel.curves["none"] for panel in popularity)
@@ -96,6 +102,44 @@ def test_popularity_and_training_curves_are_means_of_the_seeds(page, drawn):
     assert weights[0].curves["none"].y == pytest.approx((0.9, 0.9, 0.9))
     assert drawn["calibration"][0]["none"].x == pytest.approx((3e-4, 3e-3, 3e-2))
     assert drawn["calibration"][0]["none"].y == pytest.approx((2e-4, 2e-3, 2e-2))
+
+
+def test_smallest_and_largest_n_of_the_grid_points_with_the_most_arms_are_shown_in_detail(
+    tmp_path, planted_studies
+):
+    arm = planted_studies.PlantedArm
+    points = {
+        # As many arms as the others, but bce has no finished seed.
+        ("popularity", 4): {"none": arm(), "logq_kept": arm(), "bce": arm(failed=(0, 1))},
+        ("popularity", 16): {"none": arm(ndcg=-0.1), "logq_kept": arm(), "refined": arm()},
+        ("popularity", 64): {"none": arm(ndcg=-0.2), "logq_kept": arm(), "refined": arm()},
+        ("popularity", 256): {"none": arm(ndcg=-0.3), "logq_kept": arm(), "refined": arm()},
+        ("popularity", 1024): {"none": arm(), "logq_kept": arm()},
+    }
+    planted_studies.PlantedStudy(points, users=50, seeds=2).write(tmp_path)
+    drawn = {}
+    page = write(tmp_path, drawn)
+    shown = re.findall(r"The next figures show the arms at ([^<]*), each the mean", page)
+    assert shown == ["popularity, n = 16", "popularity, n = 256"]
+    _, training, popularity, _, training_at_256, popularity_at_256, _ = drawn["line_panels"]
+    for n, panels in ((16, training), (256, training_at_256)):
+        ndcg = panels[0].curves["none"].y[-1]
+        assert ndcg == pytest.approx({16: 0.3, 256: 0.1}[n], abs=0.05)
+    assert popularity[0].curves["none"].y[9] == pytest.approx(0.3, abs=0.05)
+    assert popularity_at_256[0].curves["none"].y[9] == pytest.approx(0.1, abs=0.05)
+
+
+def test_more_candidates_than_items_are_drawn_too(tmp_path, planted_studies):
+    arm = planted_studies.PlantedArm
+    points = {
+        ("popularity", n): {"logq_kept": arm(), "refined": arm(nll=0.5, drift=0.5)}
+        for n in (16, 1024)
+    }
+    planted_studies.PlantedStudy(points, users=50, seeds=2, num_items=1000).write(tmp_path)
+    drawn = {}
+    write(tmp_path, drawn)
+    assert drawn["line_panels"][0][1].curves["refined"].x == (16, 1024)
+    assert drawn["log_log"][1]["refined"].x == (16 / 8, 1024 / 8)
 
 
 def test_study_without_a_finished_cell_has_a_page(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +11,7 @@ import numpy as np
 from candid.report.figures import Curve, Panel, calibration, line_panels, log_log
 from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
 from candid.study import ARMS, ArmRow, GridPoint, Record, StudyCells, StudySummary
+from candid.study.drift_cells import FULL
 from candid.study.study_cells import Metric
 from candid.study.tables import COLUMNS, REFERENCE
 
@@ -19,8 +19,6 @@ ORDER = tuple(ARMS)
 """An arm has the same style in all figures."""
 LINEAR_BELOW = {"ndcg": 0.005, "nll": 0.02}
 """Ends of the linear part of the axes of differences."""
-USUAL_N = 64
-"""Of the grid points with the most arms, the one nearest to this n is shown in detail."""
 
 
 def write_study_page(path: Path | str, name: str, study: StudyCells, summary: StudySummary) -> None:
@@ -148,8 +146,7 @@ def _block_of_data(study: StudyCells, summary: StudySummary, block: GridPoint) -
             row for point, rows in points.items() if point.sampler == sampler for row in rows
         ]
         blocks += _difference_figure(sampler, of_sampler)
-    shown = _shown_point(points)
-    if shown is not None:
+    for shown in _shown_points(points):
         blocks += _point_figures(study, shown)
     for point, rows in points.items():
         errors = [f"{row.arm}: {error}" for row in rows for error in dict.fromkeys(row.errors)]
@@ -202,23 +199,28 @@ def _difference_figure(sampler: str, rows: Sequence[ArmRow]) -> list[Block]:
 
 
 def _sizes(rows: Iterable[ArmRow]) -> dict[GridPoint, int]:
-    """Return n of each grid point; that of a batch is measured."""
+    """Return n of each grid point with a finished arm; that of a batch is measured."""
     sizes: dict[GridPoint, int] = {}
     for row in rows:
-        if row.candidates_per_row and row.candidates_per_row < row.num_items:
+        if row.candidates_per_row and row.arm != FULL:
             sizes.setdefault(row.point, row.point.num_candidates or row.candidates_per_row)
     return sizes
 
 
-def _shown_point(points: Mapping[GridPoint, Sequence[ArmRow]]) -> GridPoint | None:
-    """Return the grid point with the most finished arms, of several the one nearest to n = 64."""
+def _shown_points(points: Mapping[GridPoint, Sequence[ArmRow]]) -> list[GridPoint]:
+    """Return those with the smallest and the largest n of the grid points with the most arms.
 
-    def rank(point: GridPoint) -> tuple[int, float]:
-        finished = sum(row.seeds > 0 for row in points[point])
-        return finished, -abs(math.log((point.num_candidates or 1) / USUAL_N))
+    Arms without a finished seed do not count; a grid point without any is not shown.
+    """
+    finished = {point: sum(row.seeds > 0 for row in rows) for point, rows in points.items()}
+    most = max(finished.values(), default=0)
+    widest = [point for point, arms in finished.items() if arms == most > 0]
+    sizes = _sizes(row for point in widest for row in points[point])
 
-    known = [point for point, rows in points.items() if any(row.seeds for row in rows)]
-    return max(known, key=rank, default=None)
+    def n(point: GridPoint) -> int:
+        return sizes.get(point, point.num_candidates)
+
+    return list(dict.fromkeys([min(widest, key=n), max(widest, key=n)])) if widest else []
 
 
 def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
