@@ -16,7 +16,7 @@ from candid.config import load_recipe
 from candid.data import Role, open_dataset
 from candid.errors import DataError
 from candid.evaluation import evaluate
-from candid.runs import training
+from candid.runs import validation
 from candid.tuning import loop, search, trial_progress
 
 FAST = ["--set", "training.epochs=3"]
@@ -127,7 +127,7 @@ def test_test_split_is_not_measured(tune, monkeypatch, tmp_path):
         roles.append(role)
         return evaluate(*arguments, role=role, **settings)
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    monkeypatch.setattr(validation, "evaluate", spy)
     assert tune(tmp_path / "s", "--trials", "2", "--quiet").code == 0
     assert roles == [Role.VALIDATION] * 6
     files = [path.name for path in (tmp_path / "s").rglob("*")]
@@ -265,7 +265,7 @@ def test_stopped_trial_continues_from_its_checkpoint(
         measured.append(1)
         return evaluate(*arguments, **settings)
 
-    monkeypatch.setattr(training, "evaluate", spy)
+    monkeypatch.setattr(validation, "evaluate", spy)
     answer = tune(out, "--resume", "--quiet", "--trials", "1")
     assert answer.code == 0, answer.err
     assert len(measured) == epochs

@@ -192,7 +192,7 @@ class TestDamage:
 
 SLOW_WRITER = """
 import signal, sys, time, pathlib, torch, polars as pl
-from candid.index import ExactIndex, snapshot, snapshot_files
+from candid.index import ExactIndex, snapshot_files, snapshot_folder
 folder, stop_at = pathlib.Path(sys.argv[1]), sys.argv[2]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 def wait(*arguments):
@@ -204,7 +204,7 @@ else:
     snapshot_files.write_json = wait
 items = torch.ones(5, 8)
 config = ExactIndex.Config()
-snapshot.write_snapshot(
+snapshot_folder.write_snapshot(
     folder, config.build(items), items, pl.Series(range(5)), config=config, fingerprint="late"
 )
 """

@@ -14,7 +14,7 @@ import candid
 from candid.data import DataConfig, PreparedDataset, Role, prepare_folder
 from candid.runs.build import build_model
 from candid.runs.initial_vectors import initial_item_vectors
-from candid.runs.run import load_run
+from candid.runs.load import load_run
 
 NUM_USERS, NUM_ITEMS = 40, 12
 NOISE = 0.02

@@ -38,11 +38,10 @@ from candid.index.protocol import (
     default_config,
 )
 from candid.index.registry import INDEXES
-from candid.index.snapshot import (
-    Snapshot,
+from candid.index.snapshot import Snapshot, snapshot_in_memory
+from candid.index.snapshot_folder import (
     open_snapshot,
     save_changes,
-    snapshot_in_memory,
     snapshot_token,
     write_snapshot,
 )

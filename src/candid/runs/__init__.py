@@ -35,9 +35,10 @@ from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.folder import DATA, MANIFEST, check_is_empty, peak_memory_mib
 from candid.runs.given_lists import evaluate_recommendations
 from candid.runs.index import INDEX, model_fingerprint, open_index
+from candid.runs.load import load_run
 from candid.runs.measured_training import train
 from candid.runs.new_items import read_new_items
-from candid.runs.run import Run, load_run
+from candid.runs.run import Run
 from candid.runs.run_start import check_is_free
 from candid.runs.saved_model import SavedModel, holds_baseline, load, load_baseline
 from candid.runs.training import TrainResult, train_run

@@ -36,8 +36,8 @@ from candid.index import (
     merge_results,
 )
 from candid.index.checks import check_finite_items
-from candid.index.snapshot import publish_snapshot
 from candid.index.snapshot_files import FileNames, SnapshotWriter, index_write_errors, writing
+from candid.index.snapshot_folder import publish_snapshot
 from candid.inference import StageProgress, inference_mode
 from candid.runs.index import INDEX, model_fingerprint
 from candid.runs.indexing import encode_users, index_name, results_per_query

@@ -21,8 +21,9 @@ from candid.config import (
 from candid.data import PreparedDataset, as_dataset
 from candid.errors import ConfigError
 from candid.runs.folder import read_manifest
+from candid.runs.load import load_run
 from candid.runs.measurement import has_test_split, measure_on_test
-from candid.runs.run import Run, load_run
+from candid.runs.run import Run
 from candid.runs.training import train_run
 
 

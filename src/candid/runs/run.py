@@ -14,7 +14,6 @@ import polars as pl
 from torch import Tensor
 
 from candid.batches import Ints, target_counts
-from candid.checksums import verification
 from candid.config import RunConfig, validated
 from candid.config.fallbacks import Fallback
 from candid.data import PreparedDataset, Role
@@ -37,12 +36,10 @@ from candid.inference import (
     query_set,
     recommend,
 )
-from candid.runs.build import build_model, pick_device, set_threads
 from candid.runs.fallback import ADVICE, FallbackModels, recommend_or_fall_back
-from candid.runs.features import RunFeatures, read_features
-from candid.runs.folder import config_of, dataset_of, read_manifest, served_checkpoint
+from candid.runs.features import RunFeatures
 from candid.runs.history_times import Time, history_times, query_time
-from candid.runs.refit import check_is_measurable, dataset_of_refit
+from candid.runs.refit import check_is_measurable
 from candid.runs.similar import SimilarItems
 from candid.runs.source_ids import (
     Attributes,
@@ -54,7 +51,6 @@ from candid.runs.source_ids import (
 )
 from candid.runs.splits import role_of
 from candid.towers import RetrievalModel
-from candid.training import RUN, UnsetWeights, load_model, read_checkpoint
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -472,52 +468,3 @@ class Run:
                 "the model of this run does not read the event type of a query: leave out "
                 "event_type (--event-type)"
             )
-
-
-def load_run(
-    folder: Path | str,
-    data: PreparedDataset | Path | str | None = None,
-    *,
-    verify: bool = True,
-    apply_threads: bool = True,
-    map_weights: bool = False,
-) -> Run:
-    """Open a trained run, its model in evaluation mode on the device of its config.
-
-    Args:
-        folder: of ``train_run`` or ``candid train``.
-        data: the prepared dataset, or its folder; None: the one that ``run.json`` names.
-        verify: whether to compare the files of run and dataset with their checksums.
-        apply_threads: whether to set the number of CPU threads of torch, which holds for the
-            whole process, to ``threads`` of the config.
-        map_weights: whether weights on a CPU stay in the file of the checkpoint until they are
-            read: processes of a machine then share them, and a table that is larger than memory
-            can be read. The file must not be changed in place.
-
-    Raises:
-        ArtifactError: not a run, a run of an older version, no checkpoint, a damaged one, another
-            dataset, or features that are not those of training.
-        ConfigError: the device of the run cannot be used on this machine.
-    """
-    with verification(verify):
-        return _load_run(Path(folder), data, apply_threads, map_weights)
-
-
-def _load_run(
-    folder: Path, data: PreparedDataset | Path | str | None, apply_threads: bool, map_weights: bool
-) -> Run:
-    manifest = read_manifest(folder)
-    config = config_of(folder, manifest)
-    dataset = dataset_of(folder, manifest["dataset"], data, wait=False)
-    dataset = dataset_of_refit(manifest, dataset)
-    if apply_threads:
-        set_threads(config.threads)
-    features = read_features(config.features, dataset, folder, manifest.get("features"))
-    with UnsetWeights():
-        model = build_model(config, dataset, features, is_read=True)
-    path = served_checkpoint(folder, manifest)
-    checkpoint = read_checkpoint(path, run=manifest.get(RUN))
-    load_model(model, checkpoint, path, averaged=True, mapped=map_weights)
-    dataset.wait_until_verified()
-    model.to(pick_device(config.device)).eval()
-    return Run(folder, config, model, dataset, manifest, features)

@@ -11,7 +11,8 @@ from candid.data import PreparedDataset
 from candid.runs.baseline_folder import read_baseline_manifest, read_saved_baseline
 from candid.runs.fitted_baseline import FittedBaseline
 from candid.runs.folder import BASELINE, DATA, read_manifest
-from candid.runs.run import Run, load_run
+from candid.runs.load import load_run
+from candid.runs.run import Run
 
 SavedModel = Run | FittedBaseline
 """A model that recommends and can be evaluated. Only a ``Run`` has towers."""

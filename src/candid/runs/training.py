@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from candid.batches import Loader, NewTargets, epoch_targets
 from candid.checksums import write_sealed_json
 from candid.config import RunConfig
-from candid.data import PreparedDataset, Role, as_dataset, with_all_training
+from candid.data import PreparedDataset, as_dataset, with_all_training
 from candid.distributed import Group, job_id, open_group
 from candid.errors import ConfigError, DataError
-from candid.evaluation import catalog_mask, check_has_relevant, evaluate
 from candid.runs.build import (
     build_model,
     build_objective,
@@ -31,7 +28,6 @@ from candid.runs.build import (
 )
 from candid.runs.earlier_run import open_earlier_run
 from candid.runs.features import (
-    RunFeatures,
     check_features_are_read,
     extend_features,
     fit_features,
@@ -56,13 +52,14 @@ from candid.runs.refit import (
 )
 from candid.runs.run_start import JOB, RunStart, run_folder, shared_training_folder
 from candid.runs.trained_ids import TrainedIds, find_new_targets, restored_ids
+from candid.runs.validation import validation_function
 from candid.runs.warm_start import (
     check_resumes_init,
     check_same_event_types,
     check_same_features,
     warm_start,
 )
-from candid.towers import RetrievalModel, num_parameters, sharded_from_start
+from candid.towers import num_parameters, sharded_from_start
 from candid.training import (
     RUN,
     Progress,
@@ -266,7 +263,7 @@ def _train(
     if config.training.epochs_new is not None:
         training = training.model_copy(update={"epochs": config.training.epochs_new})
     if refit is None:
-        validate, validation_sentence = _validation(
+        validate, validation_sentence = validation_function(
             config,
             dataset,
             features,
@@ -366,54 +363,3 @@ def _new_targets(
             "training.epochs_new (--epochs-new), or prepare the dataset with newer data"
         )
     return NewTargets(first_new, config.training.replay)
-
-
-def _validation(
-    config: RunConfig,
-    dataset: PreparedDataset,
-    features: RunFeatures,
-    *,
-    item_counts: npt.NDArray[np.float64],
-    needs_history: bool,
-    group: Group,
-) -> tuple[Callable[[RetrievalModel], Mapping[str, float]] | None, str]:
-    """Return the validation function, None without validation targets, and a part of a sentence.
-
-    The sentence states the number of users where they are a sample; otherwise it is empty.
-    """
-    ranked = catalog_mask(dataset, item_counts, config.evaluation.catalog)
-    config.evaluation.check_fits(int(ranked.sum()))
-    if not dataset.has_role(Role.VALIDATION):
-        return None, ""
-    settings, context = config.evaluation.during_training(), features.context_for(dataset)
-    # Checked before the first epoch, which may take hours.
-    if config.training.shards_tables and not group.is_single:
-        settings.check_fits_shards()
-    queries = check_has_relevant(
-        dataset,
-        settings,
-        Role.VALIDATION,
-        needs_history=needs_history,
-        item_counts=item_counts,
-    )
-
-    def validate(model: RetrievalModel) -> Mapping[str, float]:
-        report = evaluate(
-            model,
-            dataset,
-            settings,
-            role=Role.VALIDATION,
-            max_length=config.batches.max_length,
-            context=context,
-            item_counts=item_counts,
-            group=group,
-        )
-        return report.summary()
-
-    users, population = queries.counts["users"], queries.num_population
-    if users == population:
-        return validate, ""
-    return validate, (
-        f"; validation on {users:,} of {population:,} users, the same each time "
-        "(evaluation.validation_users)"
-    )

@@ -32,7 +32,8 @@ from candid.runs.anonymous_users import SEPARATOR, parse_attributes
 from candid.runs.fallback import FallbackModels
 from candid.runs.fitted_baseline import WHOLE_HISTORY
 from candid.runs.index import open_index
-from candid.runs.run import Run, load_run
+from candid.runs.load import load_run
+from candid.runs.run import Run
 from candid.runs.saved_model import holds_baseline, load_baseline
 from candid.serve.score_search import WHY_NO_VECTORS, LiveItems, ScoreSearch
 from candid.serve.search import ItemSearch

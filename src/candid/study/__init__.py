@@ -7,6 +7,7 @@ users/ID.npz    values of each user, for paired tests
 from candid.study.arms import ARMS, SAMPLERS, Arm
 from candid.study.claims import CLAIMS, Claim, judge_claims
 from candid.study.config import Study, parse_study, read_study
+from candid.study.progress import StudyProgress, StudyResult, StudyStatus
 from candid.study.records import (
     CalibrationBin,
     CellKey,
@@ -21,7 +22,7 @@ from candid.study.records import (
     read_users,
     write_users,
 )
-from candid.study.run import StudyProgress, StudyResult, StudyStatus, run_study
+from candid.study.run import run_study
 from candid.study.statistics import (
     PairedDifference,
     RankCorrelation,

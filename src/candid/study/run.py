@@ -17,9 +17,8 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from candid.atomic import write_error
 from candid.errors import CandidError, ConfigError, Interrupted, is_out_of_memory
@@ -30,68 +29,10 @@ from candid.study.cost import CostModel
 from candid.study.datasets import POLL_SECONDS, Datasets
 from candid.study.folder import commit_of, open_folder
 from candid.study.grid import Grid, Setting, by_key
+from candid.study.progress import StudyProgress, StudyResult, StudyStatus
 from candid.study.records import RECORDS, CellKey, Record, append_record, read_records
 from candid.training import TrainState
 from candid.training.stop_signal import stop_signal
-
-
-@dataclass(frozen=True, slots=True)
-class StudyStatus:
-    """How far a study is.
-
-    Attributes:
-        pilot: cells of the pilot that have ended, and all of them so far.
-        main: main cells that have ended, and all of them.
-        cpu_seconds: CPU time of all records.
-        remaining: estimated CPU seconds of the missing cells; None before the estimate.
-    """
-
-    pilot: tuple[int, int]
-    main: tuple[int, int]
-    cpu_seconds: float
-    remaining: float | None
-
-
-class StudyProgress(Protocol):
-    """A display of a study."""
-
-    def on_note(self, line: str) -> None:
-        """Something happened that a log should have."""
-        ...
-
-    def on_cell(self, key: CellKey, status: StudyStatus) -> None:
-        """A cell starts."""
-        ...
-
-    def on_step(self, key: CellKey, state: TrainState, status: StudyStatus) -> None:
-        """A line of the metrics log of a cell was written, or a validation ended."""
-        ...
-
-    def on_record(self, record: Record, status: StudyStatus) -> None:
-        """A cell ended."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StudyResult:
-    """The outcome of a call.
-
-    Attributes:
-        records: of all cells that have ended, of the settings that the study has now.
-        status: how far the study is.
-        is_complete: whether no cell is missing; failed ones are not missing.
-        without_rate: number of main cells without a learning rate: all cells of their pilot failed.
-    """
-
-    records: tuple[Record, ...]
-    status: StudyStatus
-    is_complete: bool
-    without_rate: int
-
-    @property
-    def failed(self) -> tuple[Record, ...]:
-        """The cells that failed."""
-        return tuple(record for record in self.records if not record.is_finished)
 
 
 def run_study(
