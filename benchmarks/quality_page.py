@@ -204,12 +204,13 @@ def published_table(results: Results) -> str:
     for name, figures in PUBLISHED.items():
         for figure in figures:
             runs = {recipe: runs_of(results, name, recipe) for recipe in (DEFAULT, BEST_RECIPE)}
-            values = _values(runs[BEST_RECIPE], figure.metric)
+            values = [_values(runs[recipe], figure.metric) for recipe in runs]
+            means = [statistics.mean(of_seeds) for of_seeds in values if of_seeds]
             published, reached = "not entered", ""
             if figure.value is not None:
                 published = _f(figure.value)
-                if values:
-                    reached = "yes" if statistics.mean(values) >= figure.value else "no"
+                if means:
+                    reached = "yes" if max(means) >= figure.value else "no"
             source = "; ".join(filter(None, (figure.model, figure.citation, figure.note)))
             cells = [name, figure.metric]
             cells += [_mean(runs[recipe], figure.metric) for recipe in (DEFAULT, BEST_RECIPE)]
