@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -46,6 +47,25 @@ def _import_file(name, path):
         patch.syspath_prepend(path.parent)
         spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def mapped_kib():
+    """Returns the KiB of each mapped file by kind, such as Rss, from the text of an smaps.
+
+    Files have their names without folder. Mappings of one file are added.
+    """
+
+    def read(smaps):
+        kib = {}
+        for line in smaps.splitlines():
+            if match := re.match(r"[0-9a-f]+-[0-9a-f]+ .{4} .*?(/([^/]*))?$", line):
+                sizes = kib.setdefault(match[2], {})
+            elif match := re.match(r"(\w+):\s+(\d+) kB", line):
+                sizes[match[1]] = sizes.get(match[1], 0) + int(match[2])
+        return kib
+
+    return read
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Chunks of users against loops over users."""
 
 import os
-import re
 import subprocess
 import sys
 from unittest import mock
@@ -106,7 +105,7 @@ print(open("/proc/self/smaps").read())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
-def test_processes_share_the_pages_of_a_dataset(tmp_path):
+def test_processes_share_the_pages_of_a_dataset(tmp_path, mapped_kib):
     num = 1 << 20
     rng = np.random.default_rng(0)
     PreparedDataset(
@@ -123,18 +122,12 @@ def test_processes_share_the_pages_of_a_dataset(tmp_path):
     command = [sys.executable, "-c", READ_ALL, str(tmp_path / "data")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     listing = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    kib: dict[str, dict[str, int]] = {}
-    for line in listing.splitlines():
-        if match := re.search(r"/(\w+)\.npy$", line):
-            sizes = kib.setdefault(match[1], {})
-        elif re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            sizes = {}
-        elif match := re.match(r"(\w+):\s+(\d+) kB", line):
-            sizes[match[1]] = int(match[2])
-    assert {name for name in kib if name != "user_offsets"} == {"item_ids", "roles", "timestamps"}
+    kib = mapped_kib(listing)
+    mapped = {name.removesuffix(".npy") for name in kib if name and name.endswith(".npy")}
+    assert mapped - {"user_offsets"} == {"item_ids", "roles", "timestamps"}
     for name, width in (("item_ids", 4), ("roles", 1), ("timestamps", 8)):
-        size = num * width // 1024
-        assert kib[name]["Rss"] >= size
+        size, pages = num * width // 1024, kib[f"{name}.npy"]
+        assert pages["Rss"] >= size
         # This process has the same pages, so that half of them counts for each.
-        assert kib[name]["Private_Clean"] + kib[name]["Private_Dirty"] == 0
-        assert kib[name]["Pss"] <= size * 0.6
+        assert pages["Private_Clean"] + pages["Private_Dirty"] == 0
+        assert pages["Pss"] <= size * 0.6

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from candid.component import lookup
 from candid.errors import ConfigError, UnknownNameError
-from candid.index import INDEXES, ExactIndex, Index, IndexConfig, SearchResult
+from candid.index import (
+    INDEXES,
+    ExactIndex,
+    Index,
+    IndexConfig,
+    SearchResult,
+    open_snapshot,
+    write_snapshot,
+)
 from candid.testing.index import CHECKS, check_index
 
 # Every registered index with its default settings, and variants with other settings.
@@ -37,6 +49,25 @@ def test_repr_shows_size_and_settings(name):
     assert repr(index).startswith(f"{type(index).__name__}(num_items=3")
     for axis in index.tuning_axes(1):
         assert f"{axis}=" in repr(index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_files_of_an_open_index_are_mapped_and_not_copied(name, tmp_path, mapped_kib):
+    component, settings = SETTINGS[name]
+    config, vectors = INDEXES[component].Config(**settings), torch.randn(500, 32)
+    source_ids = pl.Series(np.arange(500))
+    write_snapshot(
+        tmp_path, config.build(vectors), vectors, source_ids, config=config, fingerprint=""
+    )
+    snapshot = open_snapshot(tmp_path)
+    snapshot.index.search(vectors[:9], 5)
+    with open("/proc/self/smaps") as listing:
+        kib = mapped_kib(listing.read())
+    files = {"vectors"} | ({"index"} if INDEXES[component].has_file else set())
+    for file in (snapshot.manifest["files"][name]["name"] for name in files):
+        assert kib[file]["Size"] >= (tmp_path / file).stat().st_size // 1024
+        assert kib[file]["Private_Dirty"] == 0
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from candid.errors import ArtifactError, ConfigError
 from candid.index.approximate import ApproximateIndex, Floats, Ints, geometric_steps
+from candid.index.array_files import damaged, map_arrays
 from candid.index.clustering import assign_lists, fit_centres
 from candid.index.int8_pass import BLOCK_ITEMS, CodedLists
 from candid.index.protocol import IndexConfig
@@ -146,8 +146,7 @@ class Int8Index(ApproximateIndex):
 
 def _read(file: Path, num_items: int, dim: int) -> CodedLists:
     try:
-        # Copies: NumPy puts large arrays into large pages, which makes scans faster.
-        lists = CodedLists(**{name: part.copy() for name, part in load_file(file).items()})
+        lists = CodedLists(**map_arrays(file))
         blocks, groups = len(lists.codes), -(-dim // 4)
         expected = {
             "centres": ((len(lists.starts) - 1, dim), np.float32),
@@ -162,11 +161,11 @@ def _read(file: Path, num_items: int, dim: int) -> CodedLists:
                 raise ValueError(name)
         if lists.starts[0] != 0 or lists.starts[-1] != blocks or (np.diff(lists.starts) < 0).any():
             raise ValueError("starts")
-    except (OSError, SafetensorError, TypeError, ValueError, IndexError) as error:
-        raise ArtifactError(f"{file} is damaged; build it again with candid index") from error
+    except (TypeError, ValueError, IndexError) as error:
+        raise damaged(file) from error
     stored = int((lists.item_ids >= 0).sum())
     if stored != num_items:
         raise ArtifactError(f"{file} is the index of {stored} items, not of these {num_items}")
     if lists.item_ids.max() >= num_items:
-        raise ArtifactError(f"{file} is damaged; build it again with candid index")
+        raise damaged(file)
     return lists

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from candid.errors import ArtifactError, ConfigError
@@ -21,6 +20,7 @@ from candid.index.approximate import (
     augment_queries,
     to_array,
 )
+from candid.index.array_files import damaged, map_arrays
 from candid.index.faiss_build import faiss_library
 from candid.index.kernel_hash import Codes, KernelHash, sample_landmarks
 from candid.index.kernels import (
@@ -151,6 +151,7 @@ class KernelLsh(ApproximateIndex):
             )
         if not (isinstance(kernel, str) or callable(kernel)):
             raise ConfigError(f"kernel must be a name or a function of X and Y, not {kernel!r}")
+        faiss_library("kernel_lsh")
         super().__init__(item_vectors, is_checked=file is not None)
         self.oversample = oversample
         self._name = kernel if isinstance(kernel, str) else None
@@ -188,8 +189,6 @@ class KernelLsh(ApproximateIndex):
             )
             codes = self._hash.codes(items)
         self._codes = codes
-        self._index: Any = faiss_library("kernel_lsh").IndexBinaryFlat(8 * codes.shape[1])
-        self._index.add(codes)
 
     def save(self, file: Path) -> None:
         """Write everything but the item vectors; see ``Index.save``.
@@ -226,7 +225,6 @@ class KernelLsh(ApproximateIndex):
         return {"oversample": (1, 2, 3, 5, 8, 12, 20, 35, 60, 100, 200)}
 
     def _candidates(self, query: Floats, k: int, spare: int) -> Ints:
-        faiss_library("kernel_lsh")
         if self._name is not None:
             check_values(self._name, query, "query")
         if self._rank_by == "inner_product":
@@ -237,7 +235,9 @@ class KernelLsh(ApproximateIndex):
         if self._is_augmented:
             query = augment_queries(query)
         count = self._num_candidates(k, spare, self.oversample)
-        candidates: Ints = self._index.search(self._hash.codes(query), count)[1]
+        # Not an index of FAISS, which would copy the codes.
+        search = faiss_library("kernel_lsh").knn_hamming
+        candidates: Ints = search(self._hash.codes(query), self._codes, count)[1]
         return candidates
 
     def _native_rerank(self) -> NativeRerank | None:
@@ -255,8 +255,11 @@ class KernelLsh(ApproximateIndex):
 
 
 def _read(file: Path, kernel: str) -> tuple[float, KernelHash, Codes]:
+    content = map_arrays(file)
     try:
-        content = load_file(file)
+        codes, num_bits = content["codes"], content["projection"].shape[1]
+        if codes.dtype != np.uint8 or codes.shape[1:] != (num_bits // 8,):
+            raise KeyError("codes")
         gamma = float(content["gamma"][0])
         hash_function = KernelHash(
             build_kernel(kernel, gamma),
@@ -265,6 +268,6 @@ def _read(file: Path, kernel: str) -> tuple[float, KernelHash, Codes]:
             content["projection"],
             content["offset"],
         )
-        return gamma, hash_function, content["codes"]
-    except (OSError, KeyError, IndexError, SafetensorError) as error:
-        raise ArtifactError(f"{file} is damaged; build it again with candid index") from error
+        return gamma, hash_function, codes
+    except (KeyError, IndexError) as error:
+        raise damaged(file) from error
