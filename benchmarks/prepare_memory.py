@@ -2,6 +2,7 @@
 
     python benchmarks/prepare_memory.py                          # 1e6 and 1e7 rows, a few minutes
     python benchmarks/prepare_memory.py --rows 100000000 --engines duckdb
+    python benchmarks/prepare_memory.py --tables                 # docs/guides/data_sources.md only
 
 A log in parquet files of a million rows: users uniform, with 100 rows on average; items Zipf, one
 for 1,000 rows; times ascending over all files. ``text`` has ids of 15 characters; ``sorted`` has
@@ -24,17 +25,21 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import polars as pl
 
 import candid
 from candid.atomic import write_json
+from page_blocks import with_block
 
-RESULTS = Path(__file__).parent / "results" / "prepare_memory.json"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "prepare_memory.json"
+DOCS = ROOT / "docs" / "guides" / "data_sources.md"
+EXTRAPOLATED_ROWS = 10**9
 FILE_ROWS = 1_000_000
 KINDS = ("integer", "text", "sorted")
 CHILD = """
@@ -167,10 +172,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/prepare_memory"))
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--tables", action="store_true", help="write the figures of the page only")
     arguments = parser.parse_args()
     runs: list[dict[str, Any]] = []
     if arguments.out.exists():
         runs = json.loads(arguments.out.read_text())["runs"]
+    if arguments.tables:
+        DOCS.write_text(with_figures(DOCS.read_text(), runs))
+        return
     for rows in arguments.rows:
         for kind in arguments.kinds:
             for engine in arguments.engines:
@@ -186,6 +195,42 @@ def main() -> None:
                 write_json(arguments.out, document(runs))
 
 
+def extrapolated(runs: list[dict[str, Any]], rows: int = EXTRAPOLATED_ROWS) -> dict[str, float]:
+    """Return CPU seconds and temporary MiB of more rows, on the line through the largest two logs.
+
+    The logs are those of integers that DuckDB prepared.
+    """
+    chosen = [run for run in runs if run["engine"] == "duckdb" and run["kind"] == "integer"]
+    before, largest = sorted(chosen, key=lambda run: run["rows"])[-2:]
+    steps = (rows - largest["rows"]) / (largest["rows"] - before["rows"])
+    return {
+        name: largest[name] + steps * (largest[name] - before[name])
+        for name in ("cpu_s", "disk_mib")
+    }
+
+
+def with_figures(page: str, runs: list[dict[str, Any]]) -> str:
+    """Return the page with the table of the runs of at least 10⁷ rows, and the extrapolation."""
+    lines = [
+        "| rows | ids | engine | limit | peak, MiB | CPU s | temporary files, MiB |",
+        "|---:|---|---|---|---:|---:|---:|",
+    ]
+    for run in sorted(runs, key=lambda run: (run["rows"], run["engine"], run["kind"])):
+        if run["rows"] >= 10**7:
+            cells = [f"{run['rows']:,}", run["kind"], run["engine"], run["memory_limit"] or "–"]
+            cells += [f"{run[name]:,.0f}" for name in ("peak_mib", "cpu_s", "disk_mib")]
+            lines.append(f"| {' | '.join(cells)} |")
+    more = extrapolated(runs)
+    lines += [
+        "",
+        f"{EXTRAPOLATED_ROWS:,} rows were not measured. The line through the largest two logs of "
+        f"DuckDB gives",
+        f"{more['cpu_s']:,.0f} CPU seconds and {more['disk_mib'] / 1024:,.0f} GiB of temporary "
+        "files for them, if it stays linear from 10⁸ rows on.",
+    ]
+    return with_block(page, "prepare memory", "\n".join(lines) + "\n")
+
+
 def document(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the results as one JSON document."""
     return {
@@ -195,7 +240,7 @@ def document(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "candid": candid.__version__,
             "python": platform.python_version(),
             "polars": pl.__version__,
-            "duckdb": duckdb.__version__,
+            "duckdb": version("duckdb"),
             "numpy": np.__version__,
         },
         "machine": {"cpus": len(os.sched_getaffinity(0)), "architecture": platform.machine()},
