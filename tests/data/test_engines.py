@@ -14,6 +14,7 @@ from candid.data import (
     EventTypeConfig,
     Role,
     SplitConfig,
+    dataset_files,
     duckdb_engine,
     prepare,
     prepare_folder,
@@ -312,6 +313,54 @@ def test_interrupt_stops_a_long_query():
                 list(duckdb_engine._batches(connection, query, {"n": pl.Int64()}))
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("ids", ["text", "a narrow range", "a wide range"])
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_more_ids_than_a_dataset_holds_are_refused_when_they_are_numbered(
+    small_parts, tmp_path, monkeypatch, kind, ids
+):
+    change = {
+        "text": lambda column: pl.format("id {}", column),
+        "a narrow range": lambda column: column,
+        "a wide range": lambda column: column * 2**40,
+    }[ids]
+    frame = pl.DataFrame({"user_id": [3, 1, 2, 1, 3], "item_id": [5, 5, 5, 6, 5]})
+    if kind == "item":
+        frame = frame.select(user_id="item_id", item_id="user_id")
+    frame.with_columns(change(pl.col(f"{kind}_id"))).write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"), split={"kind": "none"})
+    monkeypatch.setattr(dataset_files, "MAX_IDS", 3)
+    assert isinstance(both_engines(config, tmp_path), dict)
+    monkeypatch.setattr(dataset_files, "MAX_IDS", 2)
+    # Not when the dataset is written: the ids would be wrong by then.
+    error, message = both_engines(config, tmp_path)
+    assert error is DataError
+    assert re.fullmatch(
+        rf"there are 3 {kind}s in .*log.parquet, but a dataset holds at most 2; leave some out, or "
+        "map several to one id",
+        message,
+    )
+
+
+def test_more_ids_than_a_dataset_holds_beside_earlier_ones_are_refused(
+    small_parts, tmp_path, monkeypatch
+):
+    for name, users in (("first", [1, 2]), ("second", [2, 3])):
+        frame = pl.DataFrame({"user_id": users, "item_id": [5, 6]})
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    first = DataConfig(interactions=str(tmp_path / "first.parquet"), split={"kind": "none"})
+    prepare_folder(first, tmp_path / "earlier")
+    second = first.model_copy(
+        update={
+            "interactions": str(tmp_path / "second.parquet"),
+            "ids_from": str(tmp_path / "earlier"),
+        }
+    )
+    monkeypatch.setattr(dataset_files, "MAX_IDS", 2)
+    error, message = both_engines(second, tmp_path)
+    assert error is DataError
+    assert re.match(r"there are 3 users in the data and .*earlier \(ids_from\), but", message)
 
 
 def test_limit_that_is_too_small_for_the_ids_is_refused(small_parts, tmp_path, monkeypatch):

@@ -225,7 +225,7 @@ def test_more_users_or_items_than_ids_can_number_are_refused(tmp_path, monkeypat
     monkeypatch.setattr(dataset_files, "MAX_IDS", 3)
     dataset.save(tmp_path / "data")
     monkeypatch.setattr(dataset_files, "MAX_IDS", limit)
-    message = f"^the data have {name}, but a dataset holds at most {limit}; leave some out"
+    message = f"^there are {name} in the data, but a dataset holds at most {limit}; leave some out"
     with pytest.raises(DataError, match=message):
         dataset.save(tmp_path / "more")
     assert not (tmp_path / "more").exists()

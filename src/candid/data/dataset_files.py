@@ -73,6 +73,24 @@ PREPARE_AGAIN = "prepare again"
 _HASHED_ROWS = 10_000
 
 
+def check_num_ids(count: int, names: str, origin: str) -> None:
+    """Refuse more users or items than ids can number.
+
+    Args:
+        count: of users or of items.
+        names: "users" or "items".
+        origin: what the message calls their source.
+
+    Raises:
+        DataError: there are more than ``MAX_IDS``.
+    """
+    if count > MAX_IDS:
+        raise DataError(
+            f"there are {count:,} {names} in {origin}, but a dataset holds at most {MAX_IDS:,}; "
+            "leave some out, or map several to one id"
+        )
+
+
 def content_fingerprint(arrays: Arrays, tables: Tables) -> str:
     """Hash the content (ids, order, roles, tables), independent of its source files.
 
@@ -110,11 +128,7 @@ def write_dataset_files(
         DataError: there are more than ``MAX_IDS`` users or items.
     """
     for name in TABLES:
-        if (height := tables[name].height) > MAX_IDS:
-            raise DataError(
-                f"the data have {height:,} {name}, but a dataset holds at most {MAX_IDS:,}; "
-                "leave some out, or map several to one id"
-            )
+        check_num_ids(tables[name].height, name, "the data")
     files: dict[str, dict[str, Any]] = {}
     for name, dtype in ARRAYS.items():
         array = arrays.get(name)

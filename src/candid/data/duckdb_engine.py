@@ -17,13 +17,13 @@ import polars as pl
 from candid.data import parts
 from candid.data.columns import RawTable
 from candid.data.config import DataConfig
-from candid.data.dataset_files import MAX_IDS
+from candid.data.dataset_files import check_num_ids
 from candid.data.engine import MemoryLimit, NumberedRows, size_text, sort_events
 from candid.data.parts import Parts, StoredParts, whole_users
 from candid.data.readers import collect
 from candid.data.readers.files import is_disk_full
 from candid.data.sorted_input import SortedInput
-from candid.errors import ArtifactError, CandidError, DataError
+from candid.errors import ArtifactError, CandidError
 
 if TYPE_CHECKING:
     import duckdb
@@ -98,11 +98,7 @@ class DuckDBEngine:
         """
         query = f"SELECT DISTINCT {_quoted(name)} FROM {_files(self._rows)}"
         count = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0][0]
-        if count > MAX_IDS:
-            raise DataError(
-                f"{self._origin} has {count:,} {name}s, but a dataset holds at most {MAX_IDS:,}; "
-                "leave some out, or map several to one id"
-            )
+        check_num_ids(count, f"{name}s", self._origin)
         schema = {name: self._schema[name]}
         rows = pl.concat([pl.DataFrame(schema=schema), *_batches(connection, query, schema)])
         source_ids = rows.to_series()

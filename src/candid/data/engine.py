@@ -97,7 +97,7 @@ class MemoryEngine:
 
     def number(self, table: RawTable, query: pl.LazyFrame, config: DataConfig) -> NumberedRows:
         """Read the rows and number their users and items by ascending source id."""
-        frame, source_ids = ids.encode_ids(table, query)
+        frame, source_ids = ids.encode_ids(table, query, config.origin)
         users, items = source_ids["user"], source_ids["item"]
         names = [name for name in ("time", "order") if name in frame.columns]
         self._frames.append(frame)

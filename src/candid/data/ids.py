@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import polars as pl
 from candid.data import filters
 from candid.data.columns import RawTable
 from candid.data.dataset import IN_MEMORY, PreparedDataset
-from candid.data.dataset_files import read_manifest
+from candid.data.dataset_files import check_num_ids, read_manifest
 from candid.data.store import read_table
 from candid.errors import DataError
 
@@ -78,7 +80,7 @@ def append_new(
         id of each of ``source_ids``, [m] int32.
 
     Raises:
-        DataError: one dataset has numbers and the other text.
+        DataError: one dataset has numbers and the other text, or both together have too many ids.
     """
     if earlier.dtype == pl.String and source_ids.dtype.is_integer():
         texts = source_ids.cast(pl.String)
@@ -111,6 +113,7 @@ def append_new(
     is_new = joined["id"].is_null()
     ids = joined["id"].fill_null(-1).to_numpy().copy()
     new = source_ids.filter(is_new)
+    check_num_ids(len(earlier) + len(new), f"{kind}s", f"the data and {origin} (ids_from)")
     # Ascending as numbers is not ascending as text.
     rank = new.rank("ordinal").to_numpy().astype(np.int32) - np.int32(1)
     ids[is_new.to_numpy()] = rank + np.int32(len(earlier))
@@ -129,7 +132,9 @@ def _type_words(source_ids: pl.Series) -> str:
     return "integers" if source_ids.dtype.is_integer() else "text"
 
 
-def encode_ids(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+def encode_ids(
+    table: RawTable, query: pl.LazyFrame, origin: str
+) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
     """Collect ``query`` with users and items replaced by dense ids, rows in the same order.
 
     Text becomes a code while it streams, so that memory holds each distinct id once.
@@ -137,9 +142,13 @@ def encode_ids(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict
     Args:
         table: source of ``query``.
         query: columns user and item (Int64, UInt64 or String), and any others.
+        origin: what messages call the interactions.
 
     Returns:
         the rows, with user and item as Int32; and the source ids of each, ascending.
+
+    Raises:
+        DataError: there are more users or items than ids can number.
     """
     schema = query.collect_schema()
     text = [
@@ -152,13 +161,18 @@ def encode_ids(table: RawTable, query: pl.LazyFrame) -> tuple[pl.DataFrame, dict
     source_ids = {}
     for name in ID_COLUMNS:
         is_text = isinstance(frame.schema[name], pl.Categorical)
-        ids, source_ids[name] = (_encode_text if is_text else _encode_numbers)(frame[name])
+        encode = _encode_text if is_text else _encode_numbers
+        check = partial(check_num_ids, names=f"{name}s", origin=origin)
+        ids, source_ids[name] = encode(frame[name], check)
         frame = frame.with_columns(pl.Series(name, ids))
     return frame, source_ids
 
 
-def _encode_text(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
+def _encode_text(
+    values: pl.Series, check: Callable[[int], None]
+) -> tuple[npt.NDArray[np.int32], pl.Series]:
     distinct = values.unique()
+    check(len(distinct))
     names = distinct.cast(pl.String)
     order = names.arg_sort()
     category = distinct.to_physical().gather(order).to_numpy()
@@ -167,12 +181,16 @@ def _encode_text(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
     return rank[values.to_physical().to_numpy()], names.gather(order)
 
 
-def _encode_numbers(values: pl.Series) -> tuple[npt.NDArray[np.int32], pl.Series]:
+def _encode_numbers(
+    values: pl.Series, check: Callable[[int], None]
+) -> tuple[npt.NDArray[np.int32], pl.Series]:
     source = values.to_numpy()
     low, high = int(source.min()), int(source.max())
     if high - low < 4 * len(source) + 2**20:
         # A narrow range: one slot for each value between the extremes avoids the sort.
         ids, present = filters.compact(source - source.dtype.type(low))
+        check(len(present))  # ids of more would not be right
         return ids, pl.Series(present.astype(source.dtype) + source.dtype.type(low))
     distinct = values.unique().sort()
+    check(len(distinct))
     return distinct.search_sorted(values).to_numpy().astype(np.int32), distinct
