@@ -94,7 +94,7 @@ class Requests(ServerCampaign):
             for _ in range(int(150 * self._size)):
                 with suppress(OSError):
                     opened.append(server.connect())
-            endless = [threading.Thread(target=_endless_head, args=(server, is_over))
+            endless = [threading.Thread(target=endless_head, args=(server.connect, is_over))
                        for _ in range(max(2, int(8 * self._size)))]  # fmt: skip
             for thread in endless:
                 thread.start()
@@ -191,8 +191,9 @@ class Requests(ServerCampaign):
                 yield f"{path} has status {status} after {took:.2f} s beside {name}", ""
 
 
-def _endless_head(server: Server, is_over: threading.Event) -> None:
-    with suppress(OSError), server.connect() as connection:
+def endless_head(connect: Callable[[], socket.socket], is_over: threading.Event) -> None:
+    """Send one request head without an end until the server closes the connection."""
+    with suppress(OSError), connect() as connection:
         connection.settimeout(1)
         connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: ")
         while not is_over.is_set():

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,13 +45,52 @@ def test_load_loses_no_request_and_the_texts_match_results():
     decided = (ROOT / "docs" / "decisions.md").read_text().replace("\n", " ")
     stated = f"p99 was {result['in_a_thread']['ms']['p99']:.0f} ms with a thread for the model and"
     assert f"{stated} {highest['ms']['p99']:.0f} ms without" in decided
-    page = (ROOT / "docs" / "benchmarks" / "serve.md").read_text().replace("\n", " ")
-    assert f"it uses {highest['server_cores']:.1f} cores" in page
     assert highest["ms"]["p99"] < 15
     assert result["two_processes"]["ms"]["p99"] < 15
-    slowest = f"one of the three loads of one process had {highest['p99_range'][1]:.0f} ms"
-    assert slowest in page
-    assert highest["repeats"] == 3
+    assert highest["repeats"] >= 3
+
+
+def test_loads_below_the_goal_are_counted(benchmark_script, monkeypatch):
+    script, p99 = benchmark_script("serve_load"), iter([20.0, 14.9, 15.0, 3.0, 9.0])
+
+    def run_load(address, requests, rate, seconds):
+        return {"failed": 0, "statuses": {"200": 1}, "ms": {"p50": 1.0, "p99": next(p99)}}
+
+    monkeypatch.setattr(script, "run_load", run_load)
+    load = script.run_loads("", [], 500.0, 1.0, 5)
+    assert (load["p99_below_goal"], load["p99_range"], load["ms"]["p99"]) == (3, [3.0, 20.0], 14.9)
+    result = json.loads(script.RESULTS.read_text())
+    result["two_processes"] |= {"repeats": 5, "p99_below_goal": load["p99_below_goal"]}
+    row = next(line for line in script.table(result).splitlines() if "--workers 2" in line)
+    assert "| 3 of 5 |" in row
+
+
+def test_table_beside_hostile_clients_matches_results(benchmark_script):
+    script = benchmark_script("serve_edge")
+    docs = (ROOT / "docs" / "benchmarks" / "serve.md").read_text()
+    assert script.with_table(docs) == docs
+
+
+def test_requests_and_probes_are_answered_in_time_beside_hostile_clients(benchmark_script):
+    script = benchmark_script("serve_edge")
+    if not script.RESULTS.exists():
+        pytest.skip("benchmarks/serve_edge.py has not been run")
+    result = json.loads(script.RESULTS.read_text())
+    assert list(result["phases"]) == list(script.PHASES)
+    assert result["seconds"] >= 60
+    assert result["exit_code"] == 0
+    assert result["phases"]["idle"]["sampled"]["request"]["ms"]["max"] < 1000
+    for phase in result["phases"].values():
+        # An answer with another status, or none, is not in the milliseconds.
+        probes = phase["sampled"]["healthz_probe_port"]
+        assert probes["statuses"] == {"200": probes["count"]}
+        assert probes["count"] == script.RATE * result["seconds"]
+        assert probes["ms"]["max"] < 100
+    for name in ("none", "idle", "reloads"):
+        found = result["phases"][name]["sampled"]["request"]
+        assert found["statuses"] == {"200": found["count"]}
+    assert result["phases"]["reloads"]["load"]["reloads"]["200"] > 0
+    assert result["phases"]["malformed"]["load"]["server_errors"] == 0
 
 
 def test_storm_of_reloads_matches_results():
