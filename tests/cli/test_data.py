@@ -17,12 +17,13 @@ def copy(tmp_path):
     return tmp_path / "ml-1m"
 
 
-def test_list_has_every_set_with_its_terms(candid):
+def test_list_has_every_set_with_its_terms_and_page(candid):
     answer = candid("data")
     assert answer.code == 0
     for name, one in PUBLIC_SETS.items():
         (line,) = [line for line in answer.out.splitlines() if line.startswith(f"{name} ")]
         assert one.licence in line
+        assert line.rstrip().endswith(f"  {one.url}")
     sets = candid("data", "--json").document["sets"]
     assert sets.keys() == PUBLIC_SETS.keys()
     assert sets["ml-1m"]["rows"] == 1_000_209

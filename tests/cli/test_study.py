@@ -1,18 +1,25 @@
-"""``candid study --report``: page and summary from the records of a study."""
+"""``candid study``: a run with its progress, and page and summary from the records (``--report``)."""
 
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from candid.cli import app
+from candid.component import toml_value
 from candid.errors import ArtifactError
 from candid.study import StudySummary, append_record, read_records, read_study
 from candid.study.grid import Grid
 
+SMALLEST = runpy.run_path(str(Path(__file__).parents[1] / "study" / "small_study.py"))["STUDY"]
+"""A study of seconds."""
 STUDY = """
 name = "small"
 seeds = [0, 1]
@@ -88,3 +95,36 @@ def test_report_without_records_is_refused_in_one_sentence(folder):
     assert str(result.exception).endswith(
         "has no records of the study; run candid study without --report first"
     )
+
+
+def test_study_runs_its_cells_and_shows_the_remaining_time(candid, tmp_path):
+    file, out = tmp_path / "small.toml", tmp_path / "out"
+    file.write_text("".join(f"{key} = {toml_value(part)}\n" for key, part in SMALLEST.items()))
+    git = ["git", "-c", "user.name=candid", "-c", "user.email=candid@localhost", "-C", tmp_path]
+    for command in (["init", "-q"], ["add", file], ["commit", "-q", "-m", "Add a study"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    answer = candid("study", file, "--out", out)
+    assert answer.code == 0, answer.err
+    estimate = (
+        r"about \S+ CPU hours for the missing cells of 3 in the pilot and 3 main ones, 0 spent"
+    )
+    assert re.search(estimate, answer.err)
+    progress = [line for line in answer.err.splitlines() if " left)" in line]
+    counts = [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)]
+    records = read_records(out)
+    for line, record, (pilot, main) in zip(progress, records, counts, strict=True):
+        assert line.startswith(f"{record.key.label}  ndcg@10 0.")
+        status = rf"CPU (s|min) \(pilot {pilot}/3, main {main}/3, (\S+) CPU (s|min) left\)$"
+        remaining = re.search(status, line)
+        assert remaining, line
+        assert (float(remaining[2]) == 0) == (main == 3)
+        assert record.commit == head.stdout.strip()
+    assert "complete: pilot 3/3, main 3/3, " in answer.out
+    assert answer.out.splitlines()[-1] == f"page: {out / 'study.html'}"
+    # The same command has nothing to run.
+    answer = candid("study", file, "--out", out, "--json")
+    assert answer.document["main"] == {"ended": 3, "cells": 3}
+    assert answer.document["remaining_cpu_hours"] == 0
+    assert answer.err == ""
+    assert len(read_records(out)) == 6

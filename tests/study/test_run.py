@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import platform
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import candid
 from candid.errors import ConfigError, DataError, Interrupted
 from candid.locks import acquire
 from candid.runs import train_run
@@ -80,6 +82,25 @@ def test_study_records_every_cell(complete):
         assert len(record.curve) == (1 if record.key.phase == "pilot" else 3)
         assert record.curve[0].sample_weight is not None
         assert record.cpu_seconds > 0
+        assert record.peak_mib > 100  # torch alone takes more
+        assert record.versions == {
+            "candid": candid.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+        settings = record.settings
+        assert settings["training"]["lr"] == record.key.lr == 0.05
+        assert settings["training"]["epochs"] == (1 if record.key.phase == "pilot" else 3)
+        assert settings["seed"] == record.key.seed
+        sampler = settings["sampler"]
+        if record.key.arm == "full_softmax":
+            assert settings["loss"]["type"] == "full_softmax"
+            assert sampler is None
+        else:
+            correction = {"logq_kept": "logq", "refined": "refined"}[record.key.arm]
+            assert settings["loss"]["correction"] == correction
+            assert (sampler["type"], sampler["num_candidates"]) == ("popularity", 4)
         assert (record.test == {}) == (record.key.phase == "pilot")
 
 
@@ -132,16 +153,23 @@ def test_killed_study_has_the_records_of_an_uninterrupted_one(complete, copied):
 
 def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, monkeypatch):
     arms = ["none", "logq_masked", "refined", "refined_jackknife", "learnt_partition", "bce"]
-    study = study_with(grids=[{"num_candidates": [4], "arms": arms, "seeds": [0, 1]}])
-    grid, seen = Grid(study), {}
-    original = Popularity.sample
+    distinct = ["logq_distinct", "refined_distinct"]
+    study = study_with(grids=[{"num_candidates": [4], "arms": arms + distinct, "seeds": [0, 1]}])
+    grid, seen, drawn = Grid(study), {}, {}
+    original, original_ids = Popularity.sample, Popularity._sample_ids
 
     def spy(self, positive_ids, *arguments, **keywords):
         candidates = original(self, positive_ids, *arguments, **keywords)
         seen.setdefault(name, []).append(torch.cat([positive_ids, candidates.ids]))
         return candidates
 
+    def spy_on_ids(self, *arguments):
+        ids = original_ids(self, *arguments)
+        drawn.setdefault(name, []).append(ids)
+        return ids
+
     monkeypatch.setattr(Popularity, "sample", spy)
+    monkeypatch.setattr(Popularity, "_sample_ids", spy_on_ids)
     dataset = complete[0] / "data" / "synthetic-leave-one-out"
     for setting in grid.seeds:
         for seed in (0, 1):
@@ -155,6 +183,12 @@ def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, mo
         assert len(first) == 3
         for arm in arms:
             assert torch.equal(torch.stack(seen[arm, seed]), first), arm
+        samples = torch.stack(drawn["none", seed])
+        assert torch.equal(samples, first[:, -4:])
+        for arm in distinct:
+            assert torch.equal(torch.stack(drawn[arm, seed]), samples), arm
+            for row, items, draws in zip(first, seen[arm, seed], samples, strict=True):
+                assert torch.equal(items, torch.cat([row[:-4], draws.unique()])), arm
     assert not torch.equal(seen["none", 0][0], seen["none", 1][0])
 
 

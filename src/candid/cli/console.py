@@ -14,8 +14,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-PIPE_WIDTH = 160
-"""Width of tables without a terminal, in characters."""
+PIPE_WIDTH = 240
+"""Width of tables without a terminal, in characters: enough for each row to have one line."""
 
 
 class AlreadyReported(Exception):

@@ -143,9 +143,10 @@ def _table() -> Table:
         table.add_column(size, justify="right", no_wrap=True)
     table.add_column("set")
     table.add_column("terms of use")
+    table.add_column("page", overflow="fold")
     for name, one in PUBLIC_SETS.items():
         sizes = (one.rows, one.users, one.items)
-        table.add_row(name, *map(_size, sizes), one.title, one.licence)
+        table.add_row(name, *map(_size, sizes), one.title, one.licence, one.url)
     return table
 
 
