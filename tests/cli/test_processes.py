@@ -1,6 +1,8 @@
 """Trainings of several processes, started by --processes and by torchrun."""
 
 import os
+import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 import candid
 from candid.cli.processes import without_processes
 from candid.data import DataConfig, prepare_folder
-from candid.distributed.launch import launch
+from candid.distributed.launch import LAUNCHER, end_with_launcher, launch
 from candid.errors import CandidError, ConfigError
 from candid.index import open_snapshot
 from candid.training import LAST, read_checkpoint
@@ -141,6 +143,33 @@ def test_killed_process_is_reported(shell):
     shell("test $RANK = 0 && sleep 60\nkill -9 $$\n")
     with pytest.raises(CandidError, match="process 1 was killed by signal 9: "):
         launch(2, [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("is_gone", [False, True], ids=["killed later", "killed before"])
+def test_process_ends_when_its_launcher_was_killed(is_gone):
+    reader, writer = os.pipe()
+    launcher = os.fork()
+    if launcher == 0:
+        os.environ[LAUNCHER] = str(1 << 30 if is_gone else os.getpid())
+        rank = os.fork()
+        if rank == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.alarm(30)  # nothing stays after a failure
+            end_with_launcher()
+            os.write(writer, b"1")
+            signal.pause()
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) + 100)
+    os.close(writer)
+    if not is_gone:
+        assert os.read(reader, 1) == b"1"
+        os.kill(launcher, signal.SIGKILL)
+    assert select.select([reader], [], [], 20)[0]
+    assert os.read(reader, 1) == b""  # all that held the pipe have ended
+    code = os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1])
+    assert code == (100 - signal.SIGTERM if is_gone else -signal.SIGKILL)
+    os.close(reader)
 
 
 def test_processes_of_torchrun_launch_no_others(monkeypatch):

@@ -56,7 +56,9 @@ def run_in_processes(
     # A launcher has started several processes. Else a lost connection prints a page.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from candid.distributed import PeerError, PeerInterrupted, connected, is_main
+    from candid.distributed.launch import end_with_launcher
 
+    end_with_launcher()
     try:
         with connected():
             run(Console(json, quiet or not is_main()))

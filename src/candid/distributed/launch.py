@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -12,6 +14,10 @@ from typing import Any, Final
 from candid.errors import CandidError, ConfigError
 
 INTERRUPTED: Final = 130
+LAUNCHER: Final = "CANDID_LAUNCHER"
+"""Environment variable with the process id of the launcher, for the processes that it starts."""
+PR_SET_PDEATHSIG: Final = 1
+"""Of prctl(2)."""
 ADVICE: Final = {
     "train": "lower batches.batch_size or use fewer processes; continue with --resume",
     "index": "use fewer processes; then start the command again",
@@ -63,6 +69,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     agent: Any = elastic_launch(config, sys.executable)
     # The processes report their errors themselves; each logger of torch has a level of its own.
     logging.disable(logging.ERROR)
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         agent("-m", "candid", *arguments)
     except SignalException:
@@ -76,5 +83,20 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
             f"memory, {ADVICE.get(verb, 'use fewer processes')}"
         ) from None
     finally:
+        del os.environ[LAUNCHER]
         logging.disable(logging.NOTSET)
     return 0
+
+
+def end_with_launcher() -> None:
+    """End this process with SIGTERM when the launcher that started it has ended, such as killed.
+
+    A killed launcher passes no signal on, and its processes would wait for its store without end.
+    A process of torchrun is left as it is. Linux only.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(launcher):  # it ended before the call
+        signal.raise_signal(signal.SIGTERM)
