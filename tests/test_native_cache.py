@@ -117,6 +117,16 @@ def test_pipe_or_link_is_replaced(tmp_path, lines, make, reason):
     assert line.endswith(reason)
 
 
+def test_folder_in_the_place_of_a_file_is_passed_over(tmp_path, lines):
+    """It cannot be replaced by a file in one step."""
+    build = Build()
+    fetch(tmp_path, build)
+    cached_file(tmp_path).unlink()
+    cached_file(tmp_path).mkdir()
+    assert [fetch(tmp_path, build) for _ in range(2)] == [2, 3]
+    assert lines()[0][1].endswith("not a regular file")
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_file_that_others_may_write_is_built_again(tmp_path, lines, mode):
     build = Build()

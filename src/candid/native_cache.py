@@ -158,6 +158,7 @@ def _make_private(folder: int, path: Path, logger: logging.Logger) -> None:
 
 def _read(folder: int, name: str, root: Path, logger: logging.Logger) -> bytes | None:
     """Return the library of a file; None without one, or if it must be built again."""
+    reason: str | None
     try:
         descriptor = os.open(name + SUFFIX, OPEN_FILE, dir_fd=folder)
     except FileNotFoundError:
@@ -165,23 +166,29 @@ def _read(folder: int, name: str, root: Path, logger: logging.Logger) -> bytes |
     except OSError as error:
         reason = error.strerror
     else:
-        with open(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                reason = "not a regular file"
-            elif not _is_trusted(status.st_uid):
-                reason = f"it belongs to user {status.st_uid}"
-            elif status.st_mode & OTHERS_WRITE:
-                reason = "other users may write it"
-            else:
-                content = stream.read()
+        try:
+            reason = _distrust(os.fstat(descriptor))
+            if reason is None:
+                with open(descriptor, "rb", closefd=False) as stream:
+                    content = stream.read()
                 if hashlib.sha256(content[32:]).digest() == content[:32]:
                     return content[32:]
                 reason = "it is damaged"
+        finally:
+            os.close(descriptor)
     logger.warning(
         "native kernel %s in %s is compiled again: %s", name, root / "candid" / "native", reason
     )
     return None
+
+
+def _distrust(status: os.stat_result) -> str | None:
+    """Return why a file is not read; None: this user, or root, wrote it."""
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if not _is_trusted(status.st_uid):
+        return f"it belongs to user {status.st_uid}"
+    return "other users may write it" if status.st_mode & OTHERS_WRITE else None
 
 
 def _write(folder: int, name: str, library: bytes, root: Path, logger: logging.Logger) -> None:
