@@ -1,10 +1,12 @@
 """Records of a study: JSON, cut lines, repeated keys and values of users."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from candid.checksums import checksum, verification
 from candid.errors import ArtifactError
 from candid.study import (
     CalibrationBin,
@@ -76,6 +78,29 @@ def test_damaged_line_is_named(tmp_path, line):
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize(("old", "new"), [("0.25", "0.35"), ('"finished"', '"failed"')])
+def test_changed_line_is_refused(tmp_path, old, new):
+    append_record(tmp_path, RECORD)
+    path = tmp_path / "records.jsonl"
+    content = path.read_text()
+    path.write_text(content.replace(old, new, 1))
+    assert path.read_text() != content
+    with pytest.raises(ArtifactError, match=r"line 1 cannot be read \(it differs from its"):
+        read_records(tmp_path)
+    with verification(False):
+        assert read_records(tmp_path) != [RECORD]
+
+
+def test_line_of_version_1_is_read_without_a_checksum(tmp_path):
+    table = RECORD.to_json() | {"format": 1}
+    del table["checksum"], table["users_checksum"]
+    (tmp_path / "records.jsonl").write_text(json.dumps(table) + "\n")
+    assert read_records(tmp_path) == [RECORD]
+    (tmp_path / "records.jsonl").write_text(json.dumps(table | {"format": 2}) + "\n")
+    with pytest.raises(ArtifactError, match="differs from its checksum"):
+        read_records(tmp_path)
+
+
 def test_ids_of_keys_differ_in_every_part():
     changes = {
         "phase": "pilot",
@@ -104,6 +129,14 @@ def test_values_of_users_are_read_as_they_were_written(tmp_path):
     read = read_users(tmp_path, record)
     for one in dataclasses.fields(UserValues):
         np.testing.assert_array_equal(getattr(read, one.name), getattr(values, one.name))
-    (tmp_path / record.users).write_bytes(b"cut")
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        read_users(tmp_path, record)
+    path = tmp_path / record.users
+    whole = path.read_bytes()
+    stated = dataclasses.replace(record, users_checksum=checksum(path))
+    for content in (b"cut", whole[:-30], whole[:40] + whole[48:], b"PK\x05\x06" + bytes(18)):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            read_users(tmp_path, record)
+    np.savez(path, **dataclasses.asdict(values) | {"ndcg": np.zeros(3)})
+    assert not read_users(tmp_path, record).ndcg.any()  # a line of version 1
+    with pytest.raises(ArtifactError, match="differs from its checksum; remove the line"):
+        read_users(tmp_path, stated)

@@ -6,6 +6,7 @@ import platform
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from candid.samplers.popularity import Popularity
 from candid.study import parse_study, read_records, read_users, run_study
 from candid.study import run as run_module
 from candid.study.cell import Cell
+from candid.study.cost import CostModel
+from candid.study.datasets import Datasets
 from candid.study.folder import open_folder
 from candid.study.grid import Grid
 from candid.study.records import RECORDS, append_record
@@ -62,6 +65,10 @@ def started(monkeypatch):
 
     monkeypatch.setattr(Cell, "run", spy)
     return labels
+
+
+def open_synthetic(study, out):
+    return Datasets(study, out, threading.Event()).open("synthetic", "leave-one-out")
 
 
 def without_clocks(record):
@@ -149,6 +156,34 @@ def test_killed_study_has_the_records_of_an_uninterrupted_one(complete, copied):
         if record.users is not None:
             name = record.users
             assert (copied / name).read_bytes() == (complete[0] / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["interactions.parquet", "settings.json", "items.parquet"])
+def test_changed_file_of_a_synthetic_dataset_is_written_again(complete, copied, name):
+    """Other interactions would be another dataset, of which no cell has a record."""
+    path = copied / "data" / "synthetic-files" / name
+    before = path.read_bytes()
+    path.write_bytes(before[:-9])
+    opened = [open_synthetic(study_with(), out) for out in (complete[0], copied)]
+    assert path.read_bytes() == before
+    assert opened[0].fingerprint == opened[1].fingerprint
+
+
+def test_files_of_a_synthetic_dataset_of_an_earlier_version_are_kept(complete, copied):
+    folder = copied / "data" / "synthetic-files"
+    study = study_with()
+    (folder / "settings.json").write_text(study.synthetic("synthetic").model_dump_json())
+    before = (folder / "interactions.parquet").stat().st_mtime_ns
+    open_synthetic(study, copied)
+    assert (folder / "interactions.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": "b"}', "null", '{"a": -1.0, "b": Infinity}'])
+def test_timings_with_other_values_are_left_out(tmp_path, text):
+    (tmp_path / "timings.json").write_text(text)
+    study = study_with()
+    datasets = Datasets(study, tmp_path, threading.Event())
+    assert CostModel(Grid(study), datasets, tmp_path, print)._known == {}
 
 
 def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from candid.study.grid import Setting
-from candid.study.records import UserValues, read_records, read_users, write_users
+from candid.study.records import read_records
 from candid.study.study_cells import GridPoint, StudyCells
 from candid.study.tables import COLUMNS, ArmRow, arm_rows
+from candid.study.user_values import UserValues, read_users, write_users
 
 
 @pytest.fixture(scope="module")

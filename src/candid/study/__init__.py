@@ -16,11 +16,8 @@ from candid.study.records import (
     PopularityGroup,
     Quantiles,
     Record,
-    UserValues,
     append_record,
     read_records,
-    read_users,
-    write_users,
 )
 from candid.study.run import run_study
 from candid.study.statistics import (
@@ -32,6 +29,7 @@ from candid.study.statistics import (
 from candid.study.study_cells import GridPoint, StudyCells
 from candid.study.summary import StudySummary, summarize
 from candid.study.tables import ArmRow, arm_rows
+from candid.study.user_values import UserValues, read_users, write_users
 from candid.study.verdicts import Judgement
 
 __all__ = [

@@ -18,7 +18,7 @@ import torch
 
 from candid.atomic import write_json
 from candid.batches import Loader
-from candid.checksums import read_error
+from candid.checksums import checksum, read_error
 from candid.config import RunConfig
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
@@ -31,7 +31,8 @@ from candid.study.measure import (
     measure_on_test,
     validation_metrics,
 )
-from candid.study.records import CellKey, CurvePoint, Record, write_users
+from candid.study.records import CellKey, CurvePoint, Record
+from candid.study.user_values import write_users
 from candid.training import Progress, has_checkpoint
 from candid.version import __version__
 
@@ -128,12 +129,14 @@ class Cell:
         if self.key.phase == "main":
             test = measure_on_test(run, settings)
             estimator = measure_estimator(run, settings)
+            users = write_users(out, self.key, test.users)
             values |= {
                 "test": test.metrics,
                 "num_users": len(test.users.user_ids),
                 "popularity": test.popularity,
                 "calibration": measure_calibration(run, settings),
-                "users": write_users(out, self.key, test.users),
+                "users": users,
+                "users_checksum": checksum(out / users),
             }
             if estimator is not None:
                 values |= {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -93,9 +94,8 @@ class CostModel:
         self._grid, self._datasets, self._note = grid, datasets, note
         self._path = out / TIMINGS
         self._known: dict[str, float] = {}
-        with suppress(OSError, ValueError, TypeError, OverflowError):  # timed again
-            known = dict(read_json(self._path))
-            self._known = {name: float(seconds) for name, seconds in known.items()}
+        with suppress(OSError, ValueError, OverflowError):  # timed again
+            self._known = _times(read_json(self._path))
         self._steps: dict[CostKey, dict[int, float]] = {}
         self._fixed: dict[tuple[str, str], Fixed] = {}
         self._drifts: dict[str, bool] = {}
@@ -262,6 +262,14 @@ def num_validations(config: RunConfig, steps: int, steps_per_epoch: int) -> int:
     training = config.training
     every = training.validate_every_steps or training.validate_every * steps_per_epoch
     return -(-steps // every)
+
+
+def _times(table: Any) -> dict[str, float]:
+    """Return the entries of a file of times that are times."""
+    if not isinstance(table, dict):
+        return {}
+    kinds = (int, float)
+    return {k: float(v) for k, v in table.items() if type(v) in kinds and 0 <= v < math.inf}
 
 
 def _digest(config: RunConfig) -> str:

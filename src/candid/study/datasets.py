@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from candid.atomic import atomic_folder, write_error
+from candid.checksums import file_entry, find_fault, has_valid_seal, is_verifying, write_sealed_json
 from candid.data import PreparedDataset, Role, open_dataset, prepare_folder
 from candid.errors import DataError, Interrupted
+from candid.json_text import parse_json
 from candid.locks import Lock, acquire
 from candid.study.config import Study
 from candid.synthetic import SyntheticConfig, SyntheticData
 
+SETTINGS: Final = "settings.json"
+"""Settings of synthetic files, with a checksum of each."""
 POLL_SECONDS: Final = 0.5
 """Time between two looks at a lock of another process."""
 
@@ -94,9 +98,30 @@ def waiting_lock(path: Path, stop: threading.Event) -> Iterator[Lock]:
 
 def _write_synthetic(config: SyntheticConfig, folder: Path) -> None:
     """Write the files of a synthetic dataset, unless the folder has those of these settings."""
-    stamp, text = folder / "settings.json", config.model_dump_json()
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == text:
+    if _has_synthetic(config, folder):
         return
     with atomic_folder(folder) as temporary:
         SyntheticData(config).write(temporary)
-        (temporary / stamp.name).write_text(text, encoding="utf-8")
+        files = {path.name: file_entry(path) for path in sorted(temporary.iterdir())}
+        settings = config.model_dump(mode="json")
+        write_sealed_json(temporary / SETTINGS, {"settings": settings, "files": files})
+
+
+def _has_synthetic(config: SyntheticConfig, folder: Path) -> bool:
+    """Whether a folder has the files of a synthetic dataset as they were written.
+
+    Folders of earlier versions have the settings alone.
+    """
+    try:
+        text = (folder / SETTINGS).read_text(encoding="utf-8")
+        if text == config.model_dump_json():
+            return True
+        stored = parse_json(text)
+        if stored["settings"] != config.model_dump(mode="json") or not has_valid_seal(stored):
+            return False
+        return not any(
+            find_fault(folder / name, entry, compare=is_verifying())
+            for name, entry in stored["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

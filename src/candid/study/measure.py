@@ -29,15 +29,8 @@ from candid.evaluation.slices import by_popularity
 from candid.inference import held_out_queries, inference_mode
 from candid.runs import Run
 from candid.study.config import MeasureConfig
-from candid.study.records import (
-    CalibrationBin,
-    Floats,
-    Measured,
-    PopularityGroup,
-    Quantiles,
-    UserValues,
-    finite,
-)
+from candid.study.records import CalibrationBin, Measured, PopularityGroup, Quantiles, finite
+from candid.study.user_values import Floats, UserValues
 
 MIN_USERS = 256
 """Least number of users of a test measurement, however large the catalog is."""

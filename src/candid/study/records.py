@@ -1,7 +1,6 @@
-"""Records of a study: one line for each finished or failed cell, and values of each user.
+"""Records of a study: one line for each finished or failed cell.
 
 records.jsonl   one JSON object per line, in the order in which the cells ended
-users/ID.npz    arrays of one finished cell, by user
 
 A cell that runs again, because its settings changed or because it had failed, adds a line. The last
 line of a key counts, but a failure does not replace a success with the same settings. A line that
@@ -17,28 +16,22 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from candid.atomic import replacing, write_error
-from candid.checksums import read_error
+from candid.atomic import write_error
+from candid.checksums import SEAL, has_valid_seal, is_verifying, read_error, sealed
 from candid.errors import ArtifactError
 from candid.json_text import parse_json
 
 RECORDS: Final = "records.jsonl"
-USERS: Final = "users"
-FORMAT: Final = 1
-"""Version of a line; it increases when the meaning of a field changes."""
+FORMAT: Final = 2
+"""Version of a line; it increases when the meaning of a field changes. Lines of version 1 have no
+checksum, and are read as they are."""
 
 Phase = Literal["pilot", "main"]
 Status = Literal["finished", "failed"]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -195,6 +188,7 @@ class Record:
         calibration: bins of P(item | user) on the test split.
         popularity: test metrics by popularity of the target, least popular first.
         users: file of the values of each user, relative to the folder of the study; or None.
+        users_checksum: SHA-256 of that file; None without one, and in lines of version 1.
     """
 
     key: CellKey
@@ -220,6 +214,7 @@ class Record:
     calibration: tuple[CalibrationBin, ...] = ()
     popularity: tuple[PopularityGroup, ...] = ()
     users: str | None = None
+    users_checksum: str | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -227,8 +222,8 @@ class Record:
         return self.status == "finished"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"format": FORMAT, **asdict(self)}
+        """Return plain JSON values, with their checksum."""
+        return sealed({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> Record:
@@ -237,11 +232,13 @@ class Record:
         Raises:
             KeyError: a value is missing.
             TypeError: a value is unknown or of another kind.
-            ValueError: a line of another format.
+            ValueError: a line of another format, or one that differs from its checksum.
         """
-        values = dict(table)
-        if (version := values.pop("format")) != FORMAT:
+        values = {name: value for name, value in table.items() if name != SEAL}
+        if (version := values.pop("format")) not in (1, FORMAT):
             raise ValueError(f"format {version}, this version reads {FORMAT}")
+        if version == FORMAT and is_verifying() and not has_valid_seal(table):
+            raise ValueError("it differs from its checksum")
         return cls(
             **values
             | {
@@ -261,27 +258,6 @@ class Record:
                 ),
             }
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UserValues:
-    """Values of the test users of one cell; users are the same in all cells of a dataset and split.
-
-    Attributes:
-        user_ids: [Q] int64 ascending, rows of the dataset's users.
-        ndcg: [Q] float64, NDCG@10; NaN where every target is a seen item.
-        nll: [Q] float64, mean NLL of the user's targets under the full softmax, in nats.
-        decile: [Q] int64, popularity of the user's first target: 1 (least popular) to 10, each with
-            about a tenth of the training targets; 0: training never has it as a target.
-        probability: [Q] float64, P(target | user) under the full softmax, the geometric mean over
-            the user's targets.
-    """
-
-    user_ids: Ints
-    ndcg: Floats
-    nll: Floats
-    decile: Ints
-    probability: Floats
 
 
 def append_record(folder: Path | str, record: Record) -> None:
@@ -339,38 +315,6 @@ def read_records(folder: Path | str) -> list[Record]:
         records.pop(record.key, None)
         records[record.key] = record
     return list(records.values())
-
-
-def write_users(folder: Path | str, key: CellKey, values: UserValues) -> str:
-    """Write the values of each user of a cell, and return the file relative to ``folder``.
-
-    Raises:
-        ArtifactError: the operating system refuses.
-    """
-    name = f"{USERS}/{key.id}.npz"
-    arrays = {one.name: getattr(values, one.name) for one in fields(UserValues)}
-    with replacing(Path(folder) / name) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    return name
-
-
-def read_users(folder: Path | str, record: Record) -> UserValues:
-    """Read the values of each user of a finished cell.
-
-    Raises:
-        ArtifactError: the file is missing or damaged, or the cell has none.
-    """
-    if record.users is None:
-        raise ArtifactError(f"{record.key.label} has no values of users")
-    path = Path(folder) / record.users
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return UserValues(**{one.name: arrays[one.name] for one in fields(UserValues)})
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read ({type(error).__name__}); remove the line of the cell "
-            f"{record.key.label} in {RECORDS} to run it again"
-        ) from None
 
 
 def finite(value: float | None) -> float | None:

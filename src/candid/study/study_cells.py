@@ -12,8 +12,9 @@ import numpy as np
 
 from candid.study.arms import ARMS, NO_SAMPLER
 from candid.study.grid import Setting
-from candid.study.records import CellKey, Floats, Ints, Record, UserValues, read_records, read_users
+from candid.study.records import CellKey, Record, read_records
 from candid.study.statistics import PairedDifference, paired_difference
+from candid.study.user_values import Floats, Ints, UserValues, read_users
 
 Metric = Literal["ndcg", "nll"]
 METRICS: Final[Mapping[Metric, str]] = {"ndcg": "NDCG@10", "nll": "NLL, nats"}
