@@ -1,4 +1,4 @@
-"""``candid study``: a run with its progress, and page and summary from the records (``--report``)."""
+"""``candid study``: a run with its progress; page and summary from the records (``--report``)."""
 
 from __future__ import annotations
 
