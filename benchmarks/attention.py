@@ -79,7 +79,7 @@ def many_gathers(groups: LengthGroups) -> Callable[..., Tensor]:
         for gather, (size, length), cells in parts:
             padded = qkv.index_select(0, gather).view(size, length, 3, block.num_heads, -1)
             query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)
-            heads = causal_attention(query, key, value, 0.0)
+            heads = causal_attention(query, key, value)
             outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, cells))
         out: Tensor = block.out(torch.cat(outputs).index_select(0, unpad))
         return out

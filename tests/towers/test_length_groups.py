@@ -81,7 +81,7 @@ def attend_with_one_gather_for_each_group(block, tokens, groups, factors):
     for gather, cells in groups:
         padded = qkv.index_select(0, gather.flatten()).view(*gather.shape, 3, block.num_heads, -1)
         query, key, value = padded.permute(2, 0, 3, 1, 4).unbind(0)
-        heads = transformer_block.causal_attention(query, key, value, 0.0)
+        heads = transformer_block.causal_attention(query, key, value)
         outputs.append(heads.transpose(1, 2).flatten(0, 1).flatten(1).index_select(0, cells))
     order = torch.cat([gather.flatten()[cells] for gather, cells in groups])
     return block.out(torch.cat(outputs).index_select(0, order.argsort()))

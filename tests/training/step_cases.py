@@ -36,6 +36,7 @@ TRANSFORMER = {
     "dim": 8,
     "num_blocks": 1,
     "dropout": 0.3,
+    "attention_dropout": 0.3,
     "read_time_gaps": True,
     "time_bias": True,
     "read_query_gap": True,
@@ -43,7 +44,7 @@ TRANSFORMER = {
 MODELS = {
     "histories": {"query_tower": TRANSFORMER, "item_tower": {"type": "item_embedding", "dim": 8}},
     "features": {
-        "query_tower": TRANSFORMER | {"positions": "rotary"},
+        "query_tower": TRANSFORMER | {"positions": "rotary", "attention_dropout": 0.0},
         "item_tower": FEATURE_TOWER,
         "temperature": 0.5,
         "learn_temperature": True,

@@ -66,7 +66,7 @@ def test_tower_with_random_numbers_of_torch_has_the_gradient_of_its_own_vectors(
     """The second encoding restores the random state of the first, and the state after it."""
     trainer = make_trainer(tmp_path, "histories", "full softmax", 4)
     block = trainer.model.query_tower.blocks[0]
-    block.attention_dropout = 0.5
+    block.branch_dropout = torch.nn.Dropout(0.5)
     trainer.model.train()
     encodings = []
     encode = trainer.model.encode_queries

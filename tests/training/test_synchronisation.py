@@ -95,6 +95,8 @@ TRANSFORMERS = {
     "rotary": {"positions": "rotary"},
     "time": {"positions": "rotary", "read_time_gaps": True, "time_bias": True},
     "query gap": {"positions": "rotary", "read_query_gap": True},
+    "attention dropout": {"positions": "rotary", "attention_dropout": 0.1},
+    "attention dropout, time": {"positions": "rotary", "time_bias": True, "attention_dropout": 0.1},
     "ligr": {"positions": "rotary", "feed_forward": "swiglu", "gated_residual": True},
 }
 

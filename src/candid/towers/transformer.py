@@ -5,8 +5,7 @@ Differences from the original:
 - token-wise products run on packed tokens; only attention uses padding, inside groups of sequences
   of similar length, so that short histories do not cost as much as long ones;
 - attention is ``scaled_dot_product_attention`` without dropout on its weights by default: dropout
-  there needs the slow path, which materialises L × L, and dropout on the residual branches has the
-  same effect;
+  there stores L × L weights, and dropout on the residual branches has the same effect;
 - positions count from the first interaction in the window, so that every longer history trains
   the position of a query; rotary positions depend on differences alone.
 
@@ -71,7 +70,7 @@ class CausalTransformer(QueryTower):
             a linear one (Shazeer, 2020), with half again as many weights for the same ``hidden``.
         gated_residual: multiply each residual branch by the sigmoid of a linear map of the tokens.
         dropout: on the input and on both residual branches.
-        attention_dropout: on the attention weights; anything above 0 is slow on CPU.
+        attention_dropout: on the attention weights; anything above 0 stores them, which is slow.
         positions: "learned" vectors added to the tokens, as in SASRec, or "rotary" (RoFormer).
         max_length: L, longest history.
         input_items: encoder of the items of histories: the table of the item tower or, if the
@@ -117,7 +116,10 @@ class CausalTransformer(QueryTower):
         )
         dropout: float = Field(0.2, ge=0, lt=1, description="on the input and residual branches")
         attention_dropout: float = Field(
-            0.0, ge=0, lt=1, description="on the attention weights; above 0 is slow on CPU"
+            0.0,
+            ge=0,
+            lt=1,
+            description="on the attention weights; above 0 stores them, which is slow",
         )
         positions: Literal["learned", "rotary"] = Field(
             "learned",
