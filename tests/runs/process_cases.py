@@ -24,7 +24,7 @@ from candid.training import Trainer
 NUM_ITEMS = 15
 STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
-REFUSED = {"failed", "copies", "diversity", "groups", "index-infinite", "index-mixed"}
+REFUSED = {"failed", "copies", "diversity", "groups", "follower", "index-infinite", "index-mixed"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 BY_STEPS = {"validate_every_steps": 4, "keep": "all"}
 SOFTMAX = {"sampler": None, "loss": {"type": "full_softmax"}, "model": {"similarity": "cosine"}}
@@ -37,6 +37,7 @@ VARIANTS = {
     "parts": {
         "training": {"epochs": 2},
         "batches": {"micro_batch": 2},
+        "tower": {"attention_dropout": 0.3},
         "sampler": FOURIER,
     },
     "rows": {
@@ -50,6 +51,10 @@ VARIANTS = {
     "softmax": SOFTMAX | {"training": {"tables": "row_adagrad", **TWO_EPOCHS}},
     "sharded softmax": SOFTMAX | {"training": {"tables": "sharded_row_adagrad", **TWO_EPOCHS}},
     "groups": {"training": {"num_groups": 2}, "sampler": {"type": "in_batch"}},
+    "follower": {
+        "training": {"tables": "sharded_row_adam"},
+        "sampler": {"type": "mixture", "components": ["in_batch", FOURIER]},
+    },
     "diversity": {
         "training": {"tables": "sharded_row_adam"},
         "sampler": {"type": "in_batch"},
@@ -82,7 +87,10 @@ def recipe(variant="mean"):
         "name": "walk",
         "device": "cpu",
         "batches": {"batch_size": 9, "max_length": 4} | changes.get("batches", {}),
-        "model": {"query_tower": tower, "item_tower": {"type": "item_embedding", "dim": 8}}
+        "model": {
+            "query_tower": tower | changes.get("tower", {}),
+            "item_tower": {"type": "item_embedding", "dim": 8},
+        }
         | changes.get("model", {}),
         "sampler": changes["sampler"],
         "loss": changes.get("loss", {"type": "sampled_softmax"}),
@@ -217,6 +225,7 @@ def main(folder):
     run(2, "failed", fail)
     run(2, "groups", train_without_data, variant="groups")
     run(2, "diversity", train, variant="diversity")
+    run(2, "follower", train, variant="follower")
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

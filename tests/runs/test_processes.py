@@ -134,6 +134,13 @@ def test_metric_that_sharded_tables_cannot_have_is_refused_before_the_first_step
     assert not (folder / "diversity").exists()
 
 
+def test_sampler_that_reads_all_rows_of_sharded_tables_is_refused_before_the_first_step(folder):
+    codes = json.loads((folder / "codes.json").read_text())
+    assert codes["follower"] == [2, 2]
+    assert "this sampler needs the vectors of all items" in (folder / "stderr.txt").read_text()
+    assert not (folder / "follower").exists()
+
+
 def test_groups_of_samples_are_refused_before_the_data_are_read(folder):
     codes = json.loads((folder / "codes.json").read_text())
     assert codes["groups"] == [2, 2]

@@ -372,11 +372,26 @@ def test_models_without_a_table_of_ids_cannot_be_sharded():
         TrainingConfig(tables="sharded_row_adam", average=0.9)
 
 
-def test_samplers_that_need_all_rows_are_refused_in_several_processes():
-    follower = SAMPLERS["random_fourier"].Config(num_candidates=4).build(torch.ones(V))
+FOLLOWERS = {
+    "random_fourier": {"num_candidates": 4},
+    "quadratic": {"num_candidates": 4},
+    "exact_nearest": {"k": 3, "num_exact": 5},
+    "mixture": {"components": ["uniform", {"type": "quadratic", "num_candidates": 4}]},
+    "exact_popular": {"num_exact": 4, "rest": {"type": "random_fourier", "num_candidates": 4}},
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWERS)
+def test_samplers_that_need_all_rows_are_refused_in_several_processes(name):
+    follower = SAMPLERS[name].Config(**FOLLOWERS[name]).build(torch.ones(V))
     with pytest.raises(ConfigError, match="this sampler needs the vectors of all items"):
         trainer._check_reads_by_id(follower)
-    trainer._check_reads_by_id(Uniform(V, num_candidates=5))
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - set(FOLLOWERS)))
+def test_samplers_that_read_ids_are_accepted_in_several_processes(name):
+    settings = {"size": 12} if name == "cross_batch_memory" else {}
+    trainer._check_reads_by_id(SAMPLERS[name].Config(**settings).build(torch.ones(V)))
 
 
 def test_part_of_a_table_with_another_number_of_rows_is_not_cut():
