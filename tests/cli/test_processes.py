@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import candid
+from candid.cli import run
 from candid.cli.processes import without_processes
 from candid.data import DataConfig, prepare_folder
 from candid.distributed.launch import LAUNCHER, end_with_launcher, launch
@@ -63,6 +64,27 @@ def call(folder, *command, **variables):
         text=True,
         timeout=900,
     )
+
+
+def test_two_processes_of_torchrun_write_the_weights_of_one(folder, monkeypatch):
+    # Two steps: rounding does not grow. One process is this one, for time.
+    arguments = ["train", "recipe.toml", "--data", "data", "--no-baselines"]
+    arguments += ["--set", "training.max_steps=2", "--out"]
+    monkeypatch.chdir(folder)
+    assert run([*arguments, "one"]) == 0
+    torchrun = "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    trained = call(folder, *torchrun, "-m", "candid", *arguments, "two")
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("trained in two") == 1
+    one, two = (read_checkpoint(folder / name / LAST) for name in ("one", "two"))
+    assert one.meta["state"]["step"] == two.meta["state"]["step"] == 2
+    assert one.tensors.keys() == two.tensors.keys()
+    for name, tensor in one.tensors.items():
+        actual, expected = two.tensors[name], tensor
+        if name.endswith("qkv.bias"):
+            # A bias of the keys changes no weight of attention: its gradient is rounding alone.
+            actual, expected = (torch.cat([v[:8], v[16:]]) for v in (actual, expected))
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.campaign
