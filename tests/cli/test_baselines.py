@@ -60,11 +60,11 @@ def test_training_shows_cheap_baselines_unless_they_are_switched_off(candid, toy
     answer = candid(*train, "--out", tmp_path / "run", "-q")
     assert answer.code == 0, answer.err
     assert "the model beside baselines, 16 users" in answer.out
-    assert "baseline, " in answer.out
+    assert "the 5 baselines measured here, " in " ".join(answer.out.split())
     assert "candid evaluate" in answer.out
     stored = json.loads((tmp_path / "run" / "baselines-test.json").read_text())
     names = [one["baseline"] for one in stored["comparisons"]]
-    assert sorted(names) == ["co_visits", "item_knn", "markov", "popularity"]
+    assert sorted(names) == ["co_visits", "item_knn", "markov", "popularity", "session_knn"]
     assert stored["results"]["tuned_on"] is None
     answer = candid(*train, "--out", tmp_path / "other", "--no-baselines", "--json")
     assert answer.code == 0, answer.err

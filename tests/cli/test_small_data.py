@@ -188,7 +188,7 @@ def test_every_verb_has_a_right_result(succeed, prepare, tmp_path, name):
     assert len(succeed.json("baselines", data, *two)["baselines"]) == 2
     document = succeed.json("train", "--data", data, "--out", run, *SHORT)
     assert document["test"] is not None
-    assert len(document["baselines"]["comparisons"]) == 4
+    assert len(document["baselines"]["comparisons"]) == 5
     succeed("evaluate", run)
     check_lists(succeed, run, rows)
     succeed("train", recipe, "--data", data, "--out", other, "--no-baselines")

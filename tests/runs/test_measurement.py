@@ -51,7 +51,7 @@ def test_training_prints_and_stores_the_run_beside_baselines(tmp_path, capsys):
     assert "test: the model beside baselines, 30 users" in printed
     stored = json.loads((tmp_path / "run" / "baselines-test.json").read_text())
     assert stored["sentence"] in printed
-    for name in ("popularity", "item_knn", "markov", "co_visits"):
+    for name in ("popularity", "item_knn", "markov", "co_visits", "session_knn"):
         assert name in printed
     report = json.loads((tmp_path / "run" / "evaluation-test.json").read_text())
     expected = run.evaluate().metrics["ndcg@5"].value

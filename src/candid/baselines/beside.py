@@ -11,10 +11,15 @@ from candid.baselines.measurement import BaselineResults
 from candid.baselines.report import cell, notes_of, to_json
 from candid.evaluation import Comparison, EvaluationReport, compare
 
-CHEAP = ("popularity", "item_knn", "markov", "co_visits")
-"""Baselines whose fit takes seconds for a million interactions."""
+CHEAP = ("popularity", "item_knn", "markov", "co_visits", "session_knn")
+"""Baselines that take seconds for a million interactions. The last ones are left out where time is
+short: the queries of session_knn take longest on long histories."""
 SIGNIFICANT = 0.05
 """Largest p-value of a difference that counts."""
+MANY_COLD = 0.5
+"""Share of targets that are cold items from which it is the likely reason."""
+PERFECT = 1 - 1e-9
+"""Smallest value of a metric that counts as its largest, 1."""
 MANY_REPEATS = 0.2
 """Share of hidden targets from which it is the likely reason."""
 FEW_MEASURED = 30
@@ -31,12 +36,14 @@ class ModelFacts:
 
     Attributes:
         reads_history: whether the query depends on the history.
+        reads_item_features: whether item vectors depend on the features of the items.
         is_improving: whether the last validation of the training was the best one.
         num_users: users with a training row.
         num_steps: steps of the training.
     """
 
     reads_history: bool
+    reads_item_features: bool
     is_improving: bool
     num_users: int
     num_steps: int
@@ -80,18 +87,27 @@ class ModelBesideBaselines:
     def sentence(self) -> str:
         """State whether the model beats the best baseline, and the likely reason if not."""
         best, first = self.results.results[0], self.comparisons[0]
+        measured = len(self.results.results)
+        which = f"the best of the {measured} baselines measured here, {best.name}"
+        if measured == 1:
+            which = f"the only baseline measured here, {best.name}"
+        if first.difference == 0 and best.value >= PERFECT:
+            return (
+                f"the model and {which}, are both perfect ({first.metric} {best.value:.4f}, "
+                f"{first.users:,} users), so that nothing can be gained"
+            )
         model = first.difference + best.value
         numbers = (
             f"{first.metric} {model:.4f} against {best.value:.4f}, p {first.p_value:.3f}, "
             f"{first.users:,} users"
         )
         if self.beats_best:
-            return f"the model beats the best baseline, {best.name} ({numbers})"
+            return f"the model beats {which} ({numbers})"
         # A lead within chance is named as such, so that the numbers do not contradict the words.
         chance = ", by more than chance" if first.difference > 0 else ""
         return (
-            f"the model does not beat the best baseline, {best.name}{chance} ({numbers}); likely "
-            f"reason: {self._likely_reason()}"
+            f"the model does not beat {which}{chance} ({numbers}); likely reason: "
+            f"{self._likely_reason()}"
         )
 
     def _likely_reason(self) -> str:
@@ -101,6 +117,12 @@ class ModelBesideBaselines:
             return (
                 f"{new}the model does not read the history; choose a query tower that does, such "
                 "as causal_transformer"
+            )
+        cold = counts["cold_targets"] / counts["targets"]
+        if cold > MANY_COLD and not facts.reads_item_features:
+            return (
+                f"{cold:.0%} of the targets are items without a training target; train an item "
+                "tower that reads features (item_features), or choose another split"
             )
         hidden = counts["targets_seen_before"] / counts["targets"]
         if hidden > MANY_REPEATS:

@@ -97,6 +97,7 @@ def _beside(
     )
     facts = ModelFacts(
         reads_history=run.model.reads_history,
+        reads_item_features=run.model.reads_item_features,
         is_improving=result.get("best") is not None and result["best_step"] == result["steps"],
         num_users=int(run.dataset.user_is_trained.sum()),
         num_steps=result.get("steps", 0),
