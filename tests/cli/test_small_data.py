@@ -252,6 +252,23 @@ def check_sentence(answer, code, words):
     assert "Traceback" not in answer.err
 
 
+def test_cold_items_are_named_with_the_condition_of_the_advice(candid, prepare, tmp_path):
+    """A model of ids has no vectors for items that training never has."""
+    assert prepare(new_items(), [*TIMES, *COLUMN]).code == 0
+    log = ["--interactions", tmp_path / "log.csv", *TIMES, *COLUMN, "--out", tmp_path / "data"]
+    printed = " ".join(candid("prepare", *log).out.split())
+    assert (
+        "validation: of 10 targets, 10 have an untrained item and 0 an untrained user; change the "
+        "split or the item ids, or, for an item tower that reads attributes, set "
+        'evaluation.catalog = "cold"' in printed
+    )
+    run = tmp_path / "run"
+    cold = ["--set", 'evaluation.catalog="cold"', "--set", "evaluation.ks=[1, 2]"]
+    answer = candid("train", "--data", tmp_path / "data", "--out", run, *cold)
+    check_sentence(answer, 2, "an item tower without features learns nothing about them")
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("name", ["new-users", "seen-items"])
 def test_the_advice_of_the_sentence_works(succeed, prepare, tmp_path, name):
     rows, options, words = NOT_TRAINED[name]

@@ -197,7 +197,7 @@ def test_test_split_of_new_items_only_is_kept(tmp_path):
     assert report["counts"]["test"] == 2
     split = temporal().model_copy(update={"unseen": "drop"})
     dropped = config.model_copy(update={"split": split})
-    with pytest.raises(DataError, match=r'set split\.unseen = "keep".*catalog = "cold"'):
+    with pytest.raises(DataError, match=r'attributes, set split\.unseen = "keep".*"cold"'):
         prepare_folder(dropped, tmp_path / "other")
 
 

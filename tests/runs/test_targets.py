@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -207,8 +208,10 @@ def test_validation_counts_the_targets_of_the_loader(data, tmp_path):
     """Validation among cold items: 'welcome' is the only one, so every such target is found."""
     items = np.array(data.item_ids)
     items[np.asarray(data.roles) == Role.VALIDATION] = by_name(data, range(4))["welcome"]
-    changed = replace(data, item_ids=items)
+    changed = replace(data, item_ids=items, items=data.items.with_columns(shelf=pl.lit("all")))
     table = recipe(loss="full_softmax").model_dump(mode="json")
+    table["features"] = {"item": {"shelf": "categorical"}}
+    table["model"]["item_tower"] = {"type": "item_features", "dim": 8}
     table["evaluation"] |= {"catalog": "cold", "filter_seen": False}
     result = train_run(parse_config(table, "test"), changed, tmp_path / "run")
     assert result.state.best == 1
@@ -218,3 +221,11 @@ def test_validation_counts_the_targets_of_the_loader(data, tmp_path):
     table["evaluation"] |= {"catalog": "all"}
     with pytest.raises(DataError, match="all 4 validation targets are cold items, which training"):
         train_run(parse_config(table, "test"), changed, tmp_path / "every")
+
+
+def test_cold_items_are_refused_for_a_model_without_item_features(data, tmp_path):
+    table = recipe(loss="full_softmax").model_dump(mode="json")
+    table["evaluation"] |= {"catalog": "cold"}
+    with pytest.raises(ConfigError, match=r"learns nothing about them: set model\.item_tower"):
+        train_run(parse_config(table, "test"), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

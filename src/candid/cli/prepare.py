@@ -315,7 +315,10 @@ def prepared_lines(report: Mapping[str, Any]) -> Iterator[str]:
     for role, unseen in report["split"].get("unseen", {}).items():
         items, users = unseen["targets_of_unseen_items"], unseen["targets_of_unseen_users"]
         if items or users:
-            advice = '; evaluate with evaluation.catalog = "cold"'
+            advice = (
+                "; change the split or the item ids, or, for an item tower that reads attributes, "
+                'set evaluation.catalog = "cold"'
+            )
             yield (
                 f"{role}: of {unseen['targets']:,} targets, {items:,} have an untrained item and "
                 f"{users:,} an untrained user{advice if items == unseen['targets'] else ''}"

@@ -337,8 +337,9 @@ def _apply_unseen(events: Events, config: DataConfig) -> dict[str, dict[str, int
         if all_unseen and config.split.unseen == "drop":
             raise DataError(
                 f"all {counts['targets']:,} {role.name.lower()} targets of {config.origin} "
-                "are items without training interactions; change the split or the item ids, or "
-                'set split.unseen = "keep" and evaluate them with evaluation.catalog = "cold"'
+                "are items without training interactions; change the split or the item ids, or, "
+                'for an item tower that reads attributes, set split.unseen = "keep" and '
+                'evaluation.catalog = "cold"'
             )
     if example is not None and config.split.unseen == "error":
         raise DataError(

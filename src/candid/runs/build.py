@@ -120,6 +120,20 @@ def check_sampler_covers_catalog(
         )
 
 
+def check_can_rank_cold_items(config: RunConfig, model: RetrievalModel) -> None:
+    """Refuse an evaluation of cold items for a model that reads no features of items.
+
+    Raises:
+        ConfigError: the model cannot rank them.
+    """
+    if config.evaluation.catalog == "cold" and not model.reads_item_features:
+        raise ConfigError(
+            'evaluation.catalog = "cold" ranks items that training never has as a target, and an '
+            "item tower without features learns nothing about them: set model.item_tower.type = "
+            '"item_features", or another evaluation.catalog'
+        )
+
+
 def check_dataset_matches(config: RunConfig, dataset: PreparedDataset) -> None:
     """Refuse a dataset that was prepared with other settings than ``[data]`` of the recipe.
 

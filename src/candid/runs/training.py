@@ -21,6 +21,7 @@ from candid.errors import ConfigError, DataError
 from candid.runs.build import (
     build_model,
     build_objective,
+    check_can_rank_cold_items,
     check_dataset_matches,
     check_sampler_covers_catalog,
     pick_device,
@@ -255,6 +256,7 @@ def _train(
         dealt = epoch_targets(dataset, config.batches, new)
     loss, sampler = build_objective(config, dataset, dealt.counts)
     if not resume:
+        check_can_rank_cold_items(config, model)
         check_sampler_covers_catalog(config, dataset, sampler, dealt.counts)
     loader = Loader(
         dataset, config.batches, seed=config.seed, context=features.context_for(dataset), new=new
