@@ -36,7 +36,7 @@ from measurement_queue import BenchmarkError, Child, ResultsFile, run_all
 from quality_page import goal_table, summary, with_blocks
 from quality_results import EMPTY, Bench, part_of
 from quality_sets import BEST_RECIPE, DEFAULT, METRIC, SEEDS, SETS, source_of
-from quality_tasks import Task, recipe_file
+from quality_tasks import Task, canonical, recipe_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
@@ -86,7 +86,9 @@ def report_changes(bench: Bench, tasks: Sequence[Task]) -> None:
         earlier = content[part_of(task)].get(task.key)
         if earlier is None or "skipped" in earlier:
             continue
-        if earlier["settings"] != bench.settings(task).digest:
+        now = bench.settings(task)
+        configs = {now.digest: now.stored} | content["configs"]
+        if canonical(earlier["settings"], configs) != canonical(now.digest, configs):
             print(
                 f"{task.key} is kept, but its settings have changed since; measure it again with "
                 f"--again '{task.key}'",

@@ -8,6 +8,7 @@ from typing import Any
 
 from page_blocks import with_block
 from quality_sets import BEST_RECIPE, DEFAULT, METRIC, PUBLISHED, SEEDS, SETS
+from quality_tasks import canonical
 
 SIGNIFICANT = 0.05
 GAIN = 0.1
@@ -229,14 +230,15 @@ def settings_table(results: Results) -> str:
             lines.append(_row([first, f"`{one['key']}`", f"`{_toml(one['value'])}`", reason]))
     if len(lines) == 2:
         return "No set has been measured yet."
-    mixed = [
-        name
-        for name in SETS
-        if len({one["settings"] for one in runs_of(results, name, DEFAULT)}) > 1
-    ]
+    mixed = [name for name in SETS if _has_mixed_settings(results, name)]
     if mixed:
         lines += ["", f"The seeds of {_listed(mixed)} have different settings; shown: the first."]
     return "\n".join(lines)
+
+
+def _has_mixed_settings(results: Results, name: str) -> bool:
+    runs, configs = runs_of(results, name, DEFAULT), results["configs"]
+    return len({canonical(one["settings"], configs) for one in runs}) > 1
 
 
 def cost_table(results: Results) -> str:

@@ -18,7 +18,7 @@ from candid.evaluation import PerUser, compare
 from measurement_queue import BenchmarkError, ResultsFile
 from measurement_runs import forget_cell, load_users, mean_of
 from quality_sets import BEST_RECIPE, DEFAULT, METRIC, SETS, PreparedSet, prepare_set
-from quality_tasks import Settings, Task, settings_of
+from quality_tasks import Settings, Task, canonical, settings_of
 
 RUN_SCRIPT = Path(__file__).with_name("quality_runs.py")
 EMPTY: dict[str, Any] = {
@@ -126,7 +126,7 @@ class Bench:
             return
         runs.sort(key=lambda one: int(one["seed"]))
         reason = None
-        if len({one["settings"] for one in runs}) > 1:
+        if len({canonical(one["settings"], content["configs"]) for one in runs}) > 1:
             reason = "its seeds have different settings"
         elif any(one["targets"] != runs[0]["targets"] for one in measured):
             reason = "a baseline was measured with other settings of the evaluation"

@@ -17,6 +17,11 @@ RECIPES = Path(__file__).parent / "recipes"
 SAME = ("filter_seen", "catalog", "max_users", "seed")
 """Keys of ``evaluation`` that must be equal in a paired comparison."""
 
+ADDED: dict[str, dict[str, Any]] = {
+    "training": {"keep": "best", "timeout_seconds": 300.0, "validate_every_steps": None}
+}
+"""Settings that came after the first measurements, by section: the value that trains as before."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -103,6 +108,23 @@ def with_digest(
     parts["data"] = dataset.manifest["fingerprint"]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return Settings(config, chosen, digest)
+
+
+def canonical(digest: str, configs: dict[str, Any]) -> str:
+    """Return text that is equal for equal settings, whether or not they have the added keys.
+
+    Args:
+        digest: of the settings.
+        configs: stored settings by digest; those of a baseline are not among them.
+    """
+    if digest not in configs:
+        return digest
+    config = {key: _with_added(key, value) for key, value in configs[digest].items()}
+    return json.dumps(config, sort_keys=True)
+
+
+def _with_added(section: str, value: Any) -> Any:
+    return ADDED[section] | value if section in ADDED else value
 
 
 def recipe_file(set_name: str) -> Path:

@@ -193,6 +193,12 @@ def test_settings_that_differ_between_seeds_are_stated(page, results):
     assert "different settings" not in page.settings_table(results)
     results["runs"]["ml-1m/default/1"]["settings"] = "b"
     assert "The seeds of ml-1m have different settings" in page.settings_table(results)
+    before = {"training": {"epochs": 3}, "threads": 1}
+    added = {"keep": "best", "timeout_seconds": 300.0, "validate_every_steps": None}
+    results["configs"] = {"a": before, "b": before | {"training": {"epochs": 3} | added}}
+    assert "different settings" not in page.settings_table(results)
+    results["configs"]["b"]["training"]["keep"] = "none"
+    assert "The seeds of ml-1m have different settings" in page.settings_table(results)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"runs": {}}', '{"runs": 1}'])
@@ -438,6 +444,30 @@ def test_changed_settings_are_reported_and_kept(quality, finished, folder, capsy
     other = quality.Bench(folder, bench.work, bench.results, overrides=["training.epochs=4"])
     quality.report_changes(other, tasks[2:3])
     assert "ml-100k/default/0 is kept, but its settings have changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_report_of_settings_that_were_added_later(
+    quality, finished, folder, tmp_path, capsys, changed
+):
+    """Results that were stored before a key existed, and have its value of today in effect."""
+    bench, tasks, _ = finished
+    content = bench.results.read()
+    (config,) = content["configs"].values()
+    for key in ("keep", "timeout_seconds", "validate_every_steps"):
+        del config["training"][key]
+    if changed:
+        config["training"]["lr"] *= 2
+    content["configs"] = {"before": config}
+    for run in content["runs"].values():
+        run["settings"] = "before"
+    copied = quality.ResultsFile(tmp_path / "results.json", quality.EMPTY)
+    copied.path.write_text(json.dumps(content))
+    quality.report_changes(
+        quality.Bench(folder, bench.work, copied, overrides=bench.overrides), tasks
+    )
+    printed = capsys.readouterr().out
+    assert ("ml-100k/default/0 is kept, but its settings have changed" in printed) is changed
 
 
 def test_measurement_is_forgotten_only_by_its_key(quality, finished, folder, tmp_path):
