@@ -79,7 +79,8 @@ class CausalTransformer(QueryTower):
         read_time_gaps: add a vector of the time since the previous interaction to each token; the
             first interaction of a history and an unknown time have their own.
         time_bias: add a trained number to each logit of attention, by head and by the time between
-            the two interactions; the same in all blocks.
+            the two interactions; the same in all blocks. A free trained value for each bucket of
+            powers of two seconds, not a formula of decay.
         read_query_gap: scale and shift the state of a query by the time since the last
             interaction.
         empty_histories: whether there is a vector for an empty history; without it, such a query
