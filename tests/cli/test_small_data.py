@@ -52,6 +52,10 @@ PREPARED = {
         with_roles(by_user(PERMUTATIONS), (["train"] * 4 + ["validation", "test"]) * 3),
         COLUMN,
     ),
+    "sessions-by-time": (
+        short_sessions(60),
+        [*TIMES, "--split", "temporal", "--split-unit", "user"],
+    ),
     "one-training-row-each": (by_user([[0, 1, 2], [1, 0, 2], [2, 0, 1]]), TIMES),
     "two-items": (by_user([[0, 1, 0, 1, 1][: 3 + n % 3] for n in range(6)]), TIMES),
     "one-item-each": (by_user([[user % 3] * 6 for user in range(6)]), TIMES),

@@ -346,10 +346,19 @@ def test_times_are_read_where_there_are_some():
     assert not recipe_for(facts())[0].model.query_tower.time_bias
 
 
-@pytest.mark.parametrize(("split", "reads"), [("temporal", True), ("leave-one-out", False)])
+@pytest.mark.parametrize(
+    ("split", "reads"),
+    [
+        ({"kind": "temporal"}, True),
+        ({"kind": "rolling", "unit": "interaction"}, True),
+        ({"kind": "temporal", "unit": "user"}, False),
+        ({"kind": "leave-one-out"}, False),
+    ],
+)
 def test_time_since_the_last_interaction_is_read_where_the_split_is_by_time(split, reads):
+    """Where users are held out, the target follows its history as in training."""
     data = dataset([[1, 2, 3]])
-    data.manifest["config"]["split"] = {"kind": split}
+    data.manifest["config"]["split"] = split
     assert not DataFacts.of(data).is_split_by_time  # there are no times
     with_times = replace(data, timestamps=np.array([1, 2, 3]))
     config, _ = recipe_for(DataFacts.of(with_times))

@@ -46,6 +46,8 @@ SPLITS = [
     {"kind": "temporal", "validation": 0.4, "test": 0.7},
     {"kind": "temporal", "validation": 0.3, "test": 0.5, "unseen": "drop"},
     {"kind": "temporal", "validation": 0.3, "test": 0.5, "unseen": "error"},
+    {"kind": "temporal", "validation": 0.3, "test": 0.6, "unit": "user"},
+    {"kind": "temporal", "validation": 0.4, "test": 0.6, "unit": "user", "unseen": "drop"},
     {"kind": "rolling", "window": "1d", "folds": 2, "fold": 0},
     {"kind": "cross-validation", "folds": 3, "fold": 1, "seed": 4},
     {"kind": "cross-validation", "folds": 3, "unit": "interaction"},
@@ -180,6 +182,32 @@ def log_of(folder, num_rows=40):
     )
     frame.write_csv(folder / "log.csv")
     return frame, {"interactions": str(folder / "log.csv"), "time": "t"}
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        {"kind": "temporal", "validation": 0.4, "test": 0.7, "unit": "user"},
+        {"kind": "temporal", "validation": 0.4, "test": 0.7, "unit": "user", "unseen": "drop"},
+        {"kind": "rolling", "window": "1h", "folds": 2, "fold": 0, "unit": "user"},
+    ],
+)
+def test_engines_hold_out_the_same_sessions(small_parts, tmp_path, split):
+    """Sessions of 1 to 9 interactions; many are longer than a part of 4 rows."""
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(1, 10, 60)
+    users = np.repeat(np.arange(60), lengths)
+    times = 10**9 + users * 600 + rng.integers(0, 900, len(users))
+    items = rng.integers(0, 7, len(users))
+    frame = pl.DataFrame({"user_id": users, "item_id": items, "t": times}).sample(
+        fraction=1, shuffle=True, seed=1
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"), time="t", split=split)
+    files = both_engines(config, tmp_path)
+    manifest = json.loads(files["manifest.json"])
+    assert manifest["split"]["unit"] == "user"
+    assert min(manifest["counts"][role] for role in ("train", "validation", "test")) > 0
 
 
 def test_engines_keep_the_ids_of_an_earlier_dataset(small_parts, tmp_path):

@@ -6,7 +6,16 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 
-from candid.data import DataConfig, ItemTableConfig, Role, SplitConfig, held_out, prepare_folder
+from candid.checksums import write_sealed_json
+from candid.data import (
+    DataConfig,
+    ItemTableConfig,
+    Role,
+    SplitConfig,
+    held_out,
+    open_dataset,
+    prepare_folder,
+)
 from candid.data.dataset_files import content_fingerprint
 from candid.errors import ArtifactError, DataError
 
@@ -267,6 +276,21 @@ def test_the_reason_names_the_setting_of_the_split_alone(tmp_path):
     prepare_folder(DataConfig(interactions=path, time="t"), tmp_path / "out", progress=lines.append)
     reason = "it was prepared with data.split.kind = 'temporal', not 'leave-one-out'"
     assert [line for line in lines if line.endswith(reason)]
+
+
+def test_windows_of_an_earlier_version_hold_interactions(tmp_path):
+    """Its settings have the unit "user", which it did not read."""
+    split = {"kind": "temporal", "validation": 25.0, "test": 35.0}
+    rows = [*THREE, (7, 10, 5), (7, 20, 6)]  # user 7 ends before validation
+    config = DataConfig(interactions=log(tmp_path, rows), time="t", split=split)
+    manifest = prepare_folder(config, tmp_path / "out").report
+    manifest["config"]["split"]["unit"] = "user"
+    del manifest["split"]["unit"]
+    write_sealed_json(tmp_path / "out" / "manifest.json", manifest)
+    assert open_dataset(tmp_path / "out").manifest["split"]["unit"] == "interaction"
+    assert prepare_folder(config, tmp_path / "out").up_to_date
+    by_user = config.model_copy(update={"split": SplitConfig(**split, unit="user")})
+    assert not prepare_folder(by_user, tmp_path / "out").up_to_date
 
 
 def test_a_failed_preparation_does_not_say_that_it_replaces(tmp_path):

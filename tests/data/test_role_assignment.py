@@ -158,6 +158,50 @@ def test_cross_validation_of_users_leaves_them_out_of_training(tmp_path):
     assert sorted(tested) == list(range(8))
 
 
+def sessions(ends):
+    """Return rows user, item, time of sessions of three interactions that end on these days."""
+    return [
+        (user, (user + n) % 4, datetime.datetime(2026, 3, end, 9, n), "buy")
+        for user, end in enumerate(ends)
+        for n in range(3)
+    ]
+
+
+def test_temporal_split_of_users_holds_out_whole_sessions(tmp_path):
+    split = {"kind": "temporal", "validation": "2026-03-05", "test": "2026-03-08", "unit": "user"}
+    rows = sessions([1, 2, 3, 4, 5, 7, 8, 9])
+    rows.append((0, 3, datetime.datetime(2026, 3, 6, 9), "buy"))  # user 0 comes back on day 6
+    result = run(tmp_path, rows, split)
+    roles = stored(result.dataset)
+    of_user = [
+        [roles[key] for key in sorted(roles, key=lambda key: key[2]) if key[0] == user]
+        for user in range(8)
+    ]
+    held_out = [[HISTORY, HISTORY, part] for part in (VALIDATION, TEST)]
+    assert of_user[0] == [HISTORY, *held_out[0]]
+    assert of_user[1:4] == [[TRAIN] * 3] * 3
+    assert of_user[4:6] == [held_out[0]] * 2
+    assert of_user[6:] == [held_out[1]] * 2
+    assert result.report["split"]["unit"] == "user"
+    assert result.report["split"]["unseen"]["test"]["unseen_users"] == 2
+
+
+def test_temporal_split_of_users_may_have_an_empty_validation_window(tmp_path):
+    split = {"kind": "temporal", "validation": "2026-03-05", "test": "2026-03-08", "unit": "user"}
+    counts = run(tmp_path, sessions([1, 2, 8, 9]), split).report["counts"]
+    assert [counts[role] for role in ("train", "validation", "test")] == [6, 0, 2]
+
+
+def test_temporal_split_of_users_without_training_users_is_refused(tmp_path):
+    """The interactions before the cut are histories of users who come back after it."""
+    split = {"kind": "temporal", "validation": "2026-03-05", "test": "2026-03-08", "unit": "user"}
+    rows = sessions([1, 2, 3])
+    rows += [(user, 3, datetime.datetime(2026, 3, 9, user), "buy") for user in range(3)]
+    words = "no user has the last interaction before the validation window; choose later windows"
+    with pytest.raises(DataError, match=words):
+        run(tmp_path, rows, split)
+
+
 def test_cross_validation_of_interactions_puts_training_first_for_each_user(tmp_path):
     rows = log_rows()
     split = {"kind": "cross-validation", "folds": 3, "fold": 1, "unit": "interaction"}

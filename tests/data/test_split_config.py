@@ -33,6 +33,16 @@ def test_settings_of_each_kind_survive_json(kind):
 
 
 @pytest.mark.parametrize(
+    ("kind", "unit"),
+    [("temporal", "interaction"), ("rolling", "interaction"), ("cross-validation", "user")],
+)
+def test_default_unit_of_each_kind(kind, unit):
+    assert load(kind=kind, **KINDS[kind]).split.unit == unit
+    for given in ("user", "interaction"):
+        assert load(kind=kind, unit=given, **KINDS[kind]).split.unit == given
+
+
+@pytest.mark.parametrize(
     ("split", "words"),
     [
         ({"kind": "leave-k-out"}, "needs split.k, such as 5"),
@@ -53,6 +63,8 @@ def test_settings_of_each_kind_survive_json(kind):
         ({"kind": "cross-validation", "folds": 2}, "needs split.folds of at least 3"),
         ({"kind": "cross-validation", "folds": 4, "fold": 4}, "between 0 and 3"),
         ({"kind": "temporal", "fold": 1}, '"rolling" or "cross-validation"'),
+        ({"kind": "temporal", "unit": "session"}, "split.unit must be 'user' or 'interaction'"),
+        ({"kind": "ratio", "unit": "interaction"}, 'split.unit has no effect with split.kind = "'),
         ({"kind": "none", "validation_users": 5}, "validation_users has no effect"),
         ({"kind": "folds"}, "split.kind"),
     ],

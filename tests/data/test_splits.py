@@ -26,6 +26,34 @@ def test_temporal_cuts_belong_to_the_later_window(time, validation, test):
     assert roles.tolist() == expected
 
 
+timed_users = st.lists(
+    st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=5).map(sorted),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(timed_users, st.booleans(), st.integers(0, 25), st.integers(26, 50))
+def test_users_belong_to_the_window_of_their_last_target(log, has_targets, validation, test):
+    users = np.repeat(np.arange(len(log), dtype=np.int32), [len(one) for one in log])
+    rows = [row for one in log for row in one]
+    times, is_target = (np.array(column) for column in zip(*rows, strict=True))
+    targets = is_target if has_targets else None
+    expected = []
+    for one in log:
+        chosen = [not has_targets or is_chosen for _, is_chosen in one]
+        last = max((row for row, is_chosen in enumerate(chosen) if is_chosen), default=0)
+        time = one[last][0]
+        role = TRAIN if time < validation else VALIDATION if time < test else TEST
+        expected += [
+            HISTORY if not is_chosen or (role != TRAIN and row < last) else role
+            for row, is_chosen in enumerate(chosen)
+        ]
+    roles = splits.temporal_users(users, times.astype(np.int64), validation, test, targets)
+    assert roles.tolist() == expected
+    assert roles.dtype == np.uint8
+
+
 wide_times = st.integers(-(2**63), 2**63 - 1) | st.integers(-50, 50)
 
 

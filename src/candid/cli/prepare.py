@@ -173,7 +173,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="user|interaction",
-            help="What a cross-validation split deals to its folds [default: user]",
+            help="What a cross-validation split deals to its folds, or a temporal or rolling split "
+            "to its windows; user for sessions [default: user; temporal and rolling: interaction]",
         ),
     ] = None,
     split_column: Annotated[

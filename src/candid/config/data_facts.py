@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from candid.data import PreparedDataset, Role
 from candid.data.chunks import owners_of, user_chunks
+from candid.data.split_config import WINDOWED
 
 MAX_LENGTH: Final = 200
 
@@ -17,9 +18,6 @@ RARE_TARGETS: Final = 50
 """Mean number of targets of an item in an epoch below which most items are rare. Each has few
 updates, so that the learning rate is higher; histories share less, so that fitting them in detail
 helps less: more dropout and fewer epochs."""
-
-SPLITS_BY_TIME: Final = ("temporal", "rolling")
-"""Kinds of split whose held-out interactions are those after a time."""
 
 MAX_EXAMINED: Final = 5_000_000
 """Interactions that the share of repeats is computed from, those of the first users."""
@@ -129,7 +127,9 @@ class DataFacts:
 
 def _is_split_by_time(dataset: PreparedDataset) -> bool:
     split = dataset.manifest["config"].get("split") or {}
-    return dataset.timestamps is not None and split.get("kind") in SPLITS_BY_TIME
+    # Where users are held out, the target follows the history as in training.
+    has_windows = split.get("kind") in WINDOWED and split.get("unit") != "user"
+    return dataset.timestamps is not None and has_windows
 
 
 def _share_of_repeats(dataset: PreparedDataset) -> float:

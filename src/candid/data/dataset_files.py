@@ -17,6 +17,7 @@ import polars as pl
 
 from candid.atomic import write_file, write_parts
 from candid.checksums import FileChecks, check_entries, check_seal, read_error, sealed
+from candid.data.split_config import WINDOWED
 from candid.errors import ArtifactError, DataError
 from candid.json_text import read_json
 
@@ -191,7 +192,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{SCHEMA_VERSION}; prepare again"
         )
     check_seal(path / MANIFEST, manifest, PREPARE_AGAIN)
+    _complete_unit(manifest)
     return dict(manifest)
+
+
+def _complete_unit(manifest: dict[str, Any]) -> None:
+    """Set the unit of windows in time, which earlier versions did not read: interactions."""
+    split, config = manifest.get("split"), manifest.get("config")
+    stored = config.get("split") if isinstance(config, dict) else None
+    if not isinstance(split, dict) or not isinstance(stored, dict):
+        return
+    if stored.get("kind") in WINDOWED and "unit" not in split:
+        split["unit"] = stored["unit"] = "interaction"
 
 
 def check_files(path: Path, manifest: Mapping[str, Any]) -> FileChecks:

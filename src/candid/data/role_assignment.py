@@ -85,6 +85,9 @@ def _set_roles(events: Events, config: DataConfig) -> dict[str, Any]:
         match split.kind:
             case "column":
                 roles = frame["role"].to_numpy()
+            case "temporal" | "rolling" if split.holds_out_users:
+                time = frame["time"].to_numpy()
+                roles = splits.temporal_users(users, time, validation, test, targets)
             case "temporal" | "rolling":
                 roles = splits.temporal(frame["time"].to_numpy(), validation, test)
             case "cross-validation":
@@ -123,6 +126,7 @@ def _windows(events: Events, split: SplitConfig) -> tuple[int, int, dict[str, An
         validation, test, end = _rolling_cuts(split, events)
         events.filter("after_test", lambda frame: frame["time"].to_numpy() < end)
     starts = {"validation_from": iso_time(validation), "test_from": iso_time(test)}
+    starts["unit"] = split.unit
     if split.kind == "temporal":
         return validation, test, starts
     folds = {"fold": split.fold, "folds": split.folds}
@@ -255,8 +259,14 @@ def _check_roles(events: Events, config: DataConfig) -> None:
             trained = frame["weight"].to_numpy()[roles == Role.TRAIN]
             max_weight = max(max_weight, float(trained.max(initial=0.0)))
     if not counts[Role.TRAIN]:
+        remedy = "change the split"
+        if config.split.needs_time and config.split.holds_out_users:
+            remedy = (
+                "no user has the last interaction before the validation window; choose later "
+                'windows, or split.unit = "interaction"'
+            )
         raise DataError(
-            f"the {kind} split of {config.origin} has no training interaction; change the split"
+            f"the {kind} split of {config.origin} has no training interaction; {remedy}"
         )
     if has_weight and max_weight == 0:
         raise DataError(
@@ -311,7 +321,7 @@ def _apply_unseen(events: Events, config: DataConfig) -> dict[str, dict[str, int
 
     def is_unseen(frame: pl.DataFrame) -> Mask:
         by_item, by_user = unseen.find(frame)
-        # Users of the held-out parts of a cross-validation are never trained on, by design.
+        # Users of the held-out parts or windows are never trained on, by design.
         return by_item if config.split.holds_out_users else by_item | by_user
 
     report = {role: dict.fromkeys(_UNSEEN_COUNTS, 0) for role in (Role.VALIDATION, Role.TEST)}

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 from pydantic import Field
@@ -41,6 +41,8 @@ def _plain_cut(value: object) -> object:
 
 Cut = Annotated[int | float | str, pydantic.BeforeValidator(_plain_cut)]
 
+WINDOWED: Final = ("temporal", "rolling")
+"""The kinds of split that divide time into windows."""
 _KINDS_OF_KEY: Final = {
     "k": ("leave-k-out",),
     "validation_ratio": ("ratio",),
@@ -50,7 +52,7 @@ _KINDS_OF_KEY: Final = {
     "window": ("rolling",),
     "folds": ("rolling", "cross-validation"),
     "fold": ("rolling", "cross-validation"),
-    "unit": ("cross-validation",),
+    "unit": ("cross-validation", "temporal", "rolling"),
     "column": ("column",),
     "roles": ("column",),
     "drop_unassigned": ("column",),
@@ -134,9 +136,11 @@ class SplitConfig(ComponentConfig):
     )
     unit: Literal["user", "interaction"] = Field(
         "user",
-        description="cross-validation split: 'user', of a user of the test part the last "
-        "interaction is the target and the others are history, never trained on; 'interaction', "
-        "parts of the interactions of all users, without regard to time",
+        description="cross-validation, temporal and rolling split: 'user', of a user of the test "
+        "part the last interaction is the target and the others are history, never trained on; "
+        "'interaction', parts of the interactions of all users. A user, such as a session, belongs "
+        "to the window of the last interaction. Temporal and rolling splits have the default "
+        "'interaction'",
     )
     column: str | None = Field(None, description="column split: column with the role of each row")
     roles: dict[str, RoleName] = Field(
@@ -165,6 +169,14 @@ class SplitConfig(ComponentConfig):
         lt=2**63,
         description="seed of the sample of `validation_users` and of the parts of cross-validation",
     )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _default_unit(cls, values: Any) -> Any:
+        """Complete ``unit``, whose default depends on the kind."""
+        if isinstance(values, Mapping) and values.get("kind") in WINDOWED:
+            return {"unit": "interaction", **values}
+        return values
 
     @pydantic.model_validator(mode="after")
     def _check_column(self) -> SplitConfig:
@@ -227,18 +239,17 @@ class SplitConfig(ComponentConfig):
     @property
     def needs_time(self) -> bool:
         """Whether the split needs the times of the interactions."""
-        return self.kind in ("temporal", "rolling")
+        return self.kind in WINDOWED
 
     @property
     def needs_order(self) -> bool:
         """Whether the split needs the order of each user's interactions."""
-        by_user = self.kind == "cross-validation" and self.unit == "user"
-        return by_user or self.kind in ("leave-one-out", "leave-k-out", "ratio")
+        return self.holds_out_users or self.kind in ("leave-one-out", "leave-k-out", "ratio")
 
     @property
     def holds_out_users(self) -> bool:
         """Whether users with validation and test targets have no training rows, by design."""
-        return self.kind == "cross-validation" and self.unit == "user"
+        return self.kind in _KINDS_OF_KEY["unit"] and self.unit == "user"
 
     @property
     def window_and_unit(self) -> tuple[int, int]:

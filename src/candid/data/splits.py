@@ -81,6 +81,34 @@ def temporal(timestamps: npt.NDArray[np.int64], validation: int, test: int) -> R
     return np.array([Role.TRAIN, Role.VALIDATION, Role.TEST], dtype=np.uint8)[window]
 
 
+def temporal_users(
+    users: Ids,
+    timestamps: npt.NDArray[np.int64],
+    validation: int,
+    test: int,
+    targets: Mask | None = None,
+) -> Roles:
+    """Assign each user to the window of their last interaction.
+
+    Users before ``validation`` train with all interactions. Of a user of a later window the last
+    interaction is the target, and the earlier ones are history.
+
+    Args:
+        users: [E] int32, ascending.
+        timestamps: [E] int64.
+        validation: first time of validation.
+        test: first time of test.
+        targets: [E], interactions to assign; the others become history. None: all.
+    """
+    if targets is not None:
+        assigned = temporal_users(users[targets], timestamps[targets], validation, test)
+        return _of_targets(assigned, targets)
+    is_last = _from_end(users) == 0
+    by_user = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.uint8)
+    by_user[users[is_last]] = temporal(timestamps[is_last], validation, test)
+    return _last_targets(users, by_user[users])
+
+
 def quantile_time(
     times: Callable[[], Iterable[npt.NDArray[np.int64]]], num_rows: int, quantile: float
 ) -> int:
@@ -208,10 +236,7 @@ def roles_of_folds(
     is_test, is_validation = part == fold, part == (fold + 1) % folds
     if not by_user:
         return _by_condition(test=is_test, validation=is_validation)
-    is_last = _from_end(users) == 0
-    roles = _by_condition(test=is_test & is_last, validation=is_validation & is_last)
-    roles[(is_test | is_validation) & ~is_last] = Role.HISTORY
-    return roles
+    return _last_targets(users, _by_condition(test=is_test, validation=is_validation))
 
 
 def sample_users(candidates: Ids, size: int, seed: int) -> Ids:
@@ -239,6 +264,17 @@ def keep_validation(users: Ids, roles: Roles, is_validated: Mask) -> Roles:
 def _from_end(users: Ids) -> npt.NDArray[np.int64]:
     """Return the number of later interactions of the same user: [E]."""
     return np.cumsum(np.bincount(users))[users] - 1 - np.arange(len(users))
+
+
+def _last_targets(users: Ids, roles: Roles) -> Roles:
+    """Keep the role of each user's last interaction; earlier ones of a target become history.
+
+    Args:
+        users: [E].
+        roles: [E], the same for all interactions of a user: train, validation or test.
+    """
+    is_earlier = (roles != Role.TRAIN) & (_from_end(users) > 0)
+    return np.where(is_earlier, np.uint8(Role.HISTORY), roles)
 
 
 def _share(counts: npt.NDArray[np.int64], ratio: float) -> npt.NDArray[np.int64]:

@@ -90,8 +90,9 @@ def select_queries(
     if len(rows) == 0:
         raise DataError(
             f"no user with a {role.name.lower()} target has a history before it, and the model "
-            "needs one: mark their earlier interactions as history in a column split, choose "
-            "another split, or train with batches.empty_histories = true"
+            'needs one: set split.unit = "user" in a temporal split of sessions, mark their '
+            "earlier interactions as history in a column split, choose another split, or train "
+            "with batches.empty_histories = true"
         )
     num_with_targets, num_skipped = len(queries), len(queries) - len(rows)
     if max_users is not None and max_users < len(rows):
