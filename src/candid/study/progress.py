@@ -1,4 +1,4 @@
-"""How far a study is: its status, the outcome of a call, and the callbacks of a display."""
+"""Status of a study, outcome of a call, and the callbacks of a display."""
 
 from __future__ import annotations
 
