@@ -8,7 +8,8 @@ Five campaigns: ``kills`` of every verb that writes, ``disks`` that are full whi
 ``mutations`` of every artifact and input, ``requests`` and clients of the server, and its
 ``updates`` and reloads. A case is CAMPAIGN:SEED:NUMBER and is repeated by this name; a kill at a
 random time depends on the speed of the machine too. The report lists every failure with its case,
-its command and its output; the exit code is 1 if there is one.
+its command and its output; the exit code is 1 if there is one. A case that could do nothing, such
+as one that needs root to mount a small disk, is counted as skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from faults_process import preload
+from faults_process import Skipped, preload
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "build" / "faults.json"
@@ -40,13 +41,17 @@ class Report:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings, self._began = settings, time.perf_counter()
         self.cases, self.seconds = Counter[str](), dict[str, float]()
+        self.skipped: dict[str, Counter[str]] = {}
         self.failures: list[dict[str, Any]] = []
         self.measured: dict[str, Any] = {}
 
-    def add(self, campaign: str, case: str, failures: list[dict[str, Any]]) -> None:
-        """Count a case, and store its failures."""
+    def add(self, campaign: str, case: str, result: list[dict[str, Any]] | Skipped) -> None:
+        """Count a case that ran, and store its failures; or count one that was skipped."""
+        if isinstance(result, Skipped):
+            self.skipped.setdefault(campaign, Counter())[result.reason] += 1
+            return
         self.cases[campaign] += 1
-        for failure in failures:
+        for failure in result:
             # The report names no folder of one machine.
             failure = failure | {"output": failure["output"].replace(sys.base_prefix, "PYTHON")}
             self.failures.append({"case": case, **failure})
@@ -67,6 +72,7 @@ class Report:
             "cores": os.cpu_count(),
             "seconds": round(time.perf_counter() - self._began, 1),
             "cases": dict(self.cases),
+            "skipped": {name: dict(reasons) for name, reasons in self.skipped.items()},
             "seconds_of": self.seconds,
             "failed_cases": len({failure["case"] for failure in self.failures}),
             "milliseconds": self.measured,
@@ -89,8 +95,8 @@ def run_campaign(
         batch = list(itertools.islice(wanted, given.batch if name == "mutations" else 1))
         if not batch:
             break
-        for number, failures in campaign.run_batch(batch):
-            report.add(name, f"{name}:{given.seed}:{number}", failures)
+        for number, result in campaign.run_batch(batch):
+            report.add(name, f"{name}:{given.seed}:{number}", result)
     report.seconds[name] = round(time.perf_counter() - began, 1)
     report.measured |= getattr(campaign, "measured", {})
 
@@ -172,6 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
             run_campaign(name, fixture, work, given, report)
     given.results.parent.mkdir(parents=True, exist_ok=True)
     given.results.write_text(json.dumps(report.document(), indent=2) + "\n")
+    for name, reasons in report.skipped.items():
+        for reason, count in reasons.items():
+            print(f"{name}: {count} cases skipped: {reason}")
     print(f"{dict(report.cases)}, {len(report.failures)} failures; report in {given.results}")
     return 1 if report.failures else 0
 

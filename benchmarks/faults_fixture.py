@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from faults_process import Outcome, fork_lines, redirect, run
+from faults_process import Outcome, Stop, fork_lines, redirect, run
+from faults_programs import UPDATES, write_kernel, write_updates
 
 RECIPE = """
 name = "tiny"
@@ -67,6 +70,49 @@ type = "categorical"
 [features.item.price]
 type = "number"
 """
+STUDY = """
+name = "tiny"
+
+[budget]
+cpu_hours = 1.0
+
+[recipe]
+device = "cpu"
+threads = 1
+batches = {unit = "interaction", batch_size = 64}
+
+[recipe.training]
+epochs = 2
+warmup_steps = 2
+patience = "none"
+softmax_over = "trained"
+log_every = 1
+
+[datasets.synthetic.synthetic]
+num_users = 30
+num_items = 20
+num_topics = 3
+interactions_mean = 8.0
+history_weight = 0.0
+dim = 4
+
+[towers.vectors.model]
+query_tower = {type = "user_embedding", dim = 4}
+item_tower = {type = "item_embedding", dim = 4}
+
+[pilot]
+learning_rates = [0.05]
+
+[pilot.recipe.training]
+epochs = 1
+
+[measure]
+calibration_users = 20
+
+[[grids]]
+num_candidates = [4]
+arms = ["logq_kept", "full_softmax"]
+"""
 DATA_OPTIONS = [
     "--user", "user", "--item", "item", "--time", "time",
     "--items", "items.csv", "--items-item", "item", "--title", "title",
@@ -82,6 +128,15 @@ INDEXES = {
     "ivf": ["index.type=faiss", "index.kind=ivf"],
 }
 BASELINES = ("popularity", "item_knn", "markov", "ease", "co_visits", "session_knn")
+
+SHARDED = ("train", "ids.toml", "--data", "data", "--out", "sharded", "--no-baselines", "--set",
+           "training.tables=sharded_row_adam")  # fmt: skip
+"""A training whose checkpoints have a file for each process."""
+CUT = {
+    f"bulk/lists.{suffix}": ("recommend", "run", "--all-users", "--out", f"bulk/lists.{suffix}")
+    for suffix in ("jsonl", "parquet")
+}
+"""Bulk recommendations that were killed between two blocks, by their output."""
 
 
 class SetupError(Exception):
@@ -112,6 +167,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "some_users.txt").write_text("".join(f"{n}\n" for n in range(0, 60, 7)))
     space = '[space]\n"training.lr" = {low = 0.001, high = 0.01, log = true}\n'
     (folder / "space.toml").write_text(space)
+    (folder / "study.toml").write_text(STUDY)
 
 
 def write_formats(folder: Path) -> None:
@@ -149,11 +205,9 @@ def make_fixture(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     write_inputs(folder)
 
-    def formats(send: object) -> None:
-        redirect(folder.with_suffix(".out"), folder.with_suffix(".err"))
-        write_formats(folder)
-
-    _wait(fork_lines(formats), folder)
+    _in_fork(folder, lambda: write_formats(folder))
+    _in_fork(folder, lambda: write_updates(folder / "updates" / UPDATES))
+    _in_fork(folder, lambda: write_kernel(folder))
     data = ["--data", "data"]
     commands = [
         ["prepare", "--interactions", "log.csv", *DATA_OPTIONS, "--out", "data"],
@@ -172,8 +226,31 @@ def make_fixture(folder: Path) -> None:
     for name in BASELINES:
         save = ["--only", name, "--no-tune", "--save", f"baseline_{name}"]
         commands.append(["baselines", "data", *save])
+    commands += [
+        ["export", "run", "--out", "export", "-f", "parquet", "-f", "npy", "-f", "qdrant"],
+        [*SHARDED, "--set", "training.epochs=1"],
+        ["study", "study.toml", "--out", "study"],
+    ]
     for arguments in commands:
         check(run([*arguments, "--quiet"], folder), arguments)
+    records = folder / "study" / "records.jsonl"
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    for out, cut in CUT.items():
+        _cut(folder, out, [*cut, "--quiet"])
+
+
+def _cut(folder: Path, out: str, arguments: list[str]) -> None:
+    """Run a command that writes blocks, and again with a kill after half of its operations."""
+    record = folder.with_suffix(".places")
+    record.unlink(missing_ok=True)
+    (folder / out).parent.mkdir(exist_ok=True)
+    places = run(arguments, folder, stop=Stop(0, record)).places
+    (folder / out).unlink()
+    killed = run(arguments, folder, stop=Stop(len(places) // 2))
+    if killed.code != -9 or not list(
+        (folder / out).parent.glob(f".{Path(out).name}.blocks/block*")
+    ):
+        raise SetupError(f"candid {' '.join(arguments)} leaves no blocks: {killed.err[-2000:]}")
 
 
 def check(outcome: Outcome, arguments: list[str]) -> None:
@@ -186,10 +263,14 @@ def check(outcome: Outcome, arguments: list[str]) -> None:
         raise SetupError(f"candid {' '.join(arguments)}: {outcome.code}: {outcome.err[-2000:]}")
 
 
-def _wait(child: tuple[int, int], folder: Path) -> None:
-    import os
+def _in_fork(folder: Path, work: Callable[[], None]) -> None:
+    """Call a function in a child: a process that has used Polars cannot be forked any more."""
 
-    pid, reader = child
+    def child(send: object) -> None:
+        redirect(folder.with_suffix(".out"), folder.with_suffix(".err"))
+        work()
+
+    pid, reader = fork_lines(child)
     os.close(reader)
     _, status = os.waitpid(pid, 0)
     if status:

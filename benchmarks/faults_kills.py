@@ -7,146 +7,30 @@ uncut run gives, weights to the last bit; and no temporary file stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faults_fixture import BASELINES, DATA_OPTIONS
-from faults_process import Command, Outcome, Stop, run
+from faults_process import Command, Outcome, Stop, processes_in, run
+from faults_scenarios import INPUTS, Scenario, order_of, scenarios
 from faults_snapshot import difference, file_names, leaves, stable, temporary_files
 
-INPUTS = ("log.csv", "log2.csv", "items.csv", "users.csv", "ids.toml", "features.toml",
-          "data.toml", "space.toml")  # fmt: skip
-WEIGHTS = r"safetensors#(model|average|optimizer)/"
 MINUTES_AGO = 600.0
 """Seconds by which leftovers of a killed command are made older: the next command comes later."""
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One command to kill.
-
-    Attributes:
-        arguments: of the command.
-        output: files and folders that it writes, relative to its folder.
-        needs: artifacts of the fixture, copied into its folder under these names.
-        compare: pattern of the values that the finished output must share with an uncut run.
-        is_atomic: whether each output appears complete or not at all.
-        consume: command that reads the output; it must work or refuse in one sentence.
-        of_input: pattern of the values that describe an output which the command also reads: they
-            differ where it runs again after it had finished.
-        cut: number of the file operation before which a first run was already killed; with 0 the
-            command is killed once.
-    """
-
-    arguments: tuple[str, ...]
-    output: tuple[str, ...]
-    needs: dict[str, str] = field(default_factory=dict)
-    compare: str = ""
-    is_atomic: bool = True
-    consume: tuple[str, ...] = ()
-    of_input: str = ""
-    cut: float = 0.0
-
-
-def scenarios() -> dict[str, Scenario]:
-    """Return the commands to kill, by name."""
-    data = ("--data", "data")
-    train = ("--data", "data", "--out", "out", "--no-baselines")
-    prepare = ("prepare", "--interactions", "log.csv", *DATA_OPTIONS, "--out", "out")
-    read_run = ("recommend", "out", "--user", "3", "--json")
-    read_data = ("recommend", "run", "--data", "out", "--user", "3", "--json")
-    given = {"data": "data"}
-    run_given = {"data": "data", "run": "run"}
-    found = {
-        "prepare": Scenario(prepare, ("out",), {"run": "run"}, consume=read_data),
-        "prepare_again": Scenario(
-            prepare, ("out",), {"run": "run", "out": "data2"}, consume=read_data
-        ),
-        "prepare_ids_from": Scenario(
-            ("prepare", "--interactions", "log2.csv", *DATA_OPTIONS, "--ids-from", "out",
-             "--out", "out"),
-            ("out",), {"run": "run", "out": "data"}, 
-            of_input=r"^manifest\.json/(ids_from/|checksum$)",
-        ),
-        "train": Scenario(
-            ("train", "ids.toml", *train), ("out",), given, WEIGHTS, False, read_run
-        ),
-        "train_features": Scenario(
-            ("train", "features.toml", *train), ("out",), given, WEIGHTS, False, read_run
-        ),
-        "train_with_data": Scenario(
-            ("train", "data.toml", "--out", "out", "--no-baselines"),
-            ("out",), {}, WEIGHTS, False, read_run,
-        ),
-        "resume": Scenario(
-            ("train", "ids.toml", *train), ("out",), given, WEIGHTS, False, read_run, cut=0.6
-        ),
-        "refit": Scenario(
-            ("train", "ids.toml", *train, "--refit"), ("out",), given, WEIGHTS, False, read_run
-        ),
-        "refit_resume": Scenario(
-            ("train", "ids.toml", *train, "--refit"), ("out",), given, WEIGHTS, False, read_run,
-            cut=0.8,
-        ),
-        "warm_start": Scenario(
-            ("train", "--init", "run", "--data", "data2", "--out", "out", "--no-baselines"),
-            ("out",), {"data2": "data2", "run": "run"}, WEIGHTS, False, read_run,
-        ),
-        "tune": Scenario(
-            ("tune", "ids.toml", *data, "--out", "out", "--trials", "2", "--space", "space.toml",
-             "--set", "training.epochs=1"),
-            ("out",), given, r"best\.toml|safetensors#model", False,
-        ),
-        "evaluate": Scenario(("evaluate", "run", "--out", "out.json"), ("out.json",), run_given),
-        "evaluate_in_run": Scenario(
-            ("evaluate", "run"), ("run/evaluation-test.json",), run_given,
-            consume=("compare", "run", "run", "--json"),
-        ),
-        "compare": Scenario(
-            ("compare", "run", "run2", "--out", "out.html"), ("out.html",),
-            {"run": "run", "run2": "run_features"},
-        ),
-        "recommend": Scenario(
-            ("recommend", "run", "--all-users", "--out", "out.parquet"), ("out.parquet",),
-            run_given,
-        ),
-        "recommend_shards": Scenario(
-            ("recommend", "run", "--all-users", "--out", "out.parquet", "--shards", "3",
-             "--split", "test"),
-            ("out.parquet",), run_given,
-        ),
-        "similar": Scenario(
-            ("similar", "run", "--all-items", "--out", "out.csv"), ("out.csv",), run_given
-        ),
-        "export": Scenario(
-            ("export", "run", "--out", "out", "-f", "parquet", "-f", "npy", "-f", "qdrant"),
-            ("out",), run_given,
-        ),
-    }  # fmt: skip
-    for name in ("exact", "usearch", "hnsw"):
-        setting = {"exact": "index.type=exact", "usearch": "index.type=usearch"}.get(name)
-        pairs = ["--set", setting or "index.type=faiss"]
-        pairs += [] if setting else ["--set", "index.kind=hnsw"]
-        read_index = ("recommend", "run", "--all-users", "--index", "out", "--out", "lists.jsonl")
-        for suffix, needs in (("", {}), ("_again", {"out": "index_exact"})):
-            found[f"index_{name}{suffix}"] = Scenario(
-                ("index", "run", "--out", "out", "-k", "5", *pairs),
-                ("out",), run_given | needs, r"npy|parquet", False, read_index,
-            )  # fmt: skip
-    for name in BASELINES[:3]:
-        found[f"baseline_{name}"] = Scenario(
-            ("baselines", "data", "--only", name, "--no-tune", "--save", "out", "--out",
-             "out.json"),
-            ("out", "out.json"), given, consume=("recommend", "out", "--user", "3", "--json"),
-        )  # fmt: skip
-    return found
+RANK_KILLED = "was killed by signal 9"
+"""Words of the launcher about one of its processes."""
+LEFT_SECONDS = 30.0
+"""Seconds within which the processes of a killed launcher end."""
 
 
 @dataclass
@@ -178,8 +62,7 @@ class Kills:
     def __init__(self, fixture: Path, work: Path, seed: int) -> None:
         self._fixture, self._work, self._seed = fixture, work, seed
         self._scenarios = scenarios()
-        self._order = sorted(self._scenarios)
-        random.Random(f"order:{seed}").shuffle(self._order)
+        self._order = order_of(self._scenarios, f"order:{seed}")
         self._references: dict[str, Reference] = {}
 
     def scenario_of(self, number: int) -> str:
@@ -203,7 +86,8 @@ class Kills:
             return [common | {"killed": "", "failure": text, "output": str(error)}]
         folder = self._folder(name, scenario)
         killed, place = self._kill(scenario, folder, reference, rng)
-        found = list(self._judge(scenario, folder, reference, killed))
+        found = list(left_processes(folder))
+        found += self._judge(scenario, folder, reference, killed)
         shutil.rmtree(folder, ignore_errors=True)
         return [
             common | {"killed": place, "failure": text, "output": output[-600:]}
@@ -221,12 +105,22 @@ class Kills:
         seconds = rng.random() * reference.seconds * 1.05
         command = Command(self._arguments(scenario, folder), folder)
         command.wait(seconds)
-        command.kill()
-        return command.finish(), f"after {seconds:.3f} of {reference.seconds:.3f} s"
+        place = f"after {seconds:.3f} of {reference.seconds:.3f} s"
+        running = processes_in(folder) if scenario.has_ranks else []
+        victim = rng.choice([command.pid, *running])
+        if victim == command.pid:
+            command.kill()
+        else:  # the launcher notices, and ends
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+            place += ", one of its processes"
+        return command.finish(), place
 
     def _problem(self, killed: Outcome) -> str | None:
         """Describe how the end of the command itself is wrong."""
-        return None if killed.code in (0, -9) else f"exit {killed.code} instead of a kill"
+        is_reported = killed.code == 1 and RANK_KILLED in killed.err
+        is_kill = killed.code in (0, -9) or is_reported
+        return None if is_kill else f"exit {killed.code} instead of a kill"
 
     def _judge(
         self, scenario: Scenario, folder: Path, reference: Reference, killed: Outcome
@@ -281,7 +175,7 @@ class Kills:
         outcome = run(self._arguments(scenario, folder), folder)
         if outcome.code and "--resume" in outcome.err:
             outcome = run([*self._arguments(scenario, folder), "--resume"], folder)
-        elif outcome.code == 2 and re.search(r"not empty|already", outcome.err):
+        elif outcome.code == 2 and re.search(r"not empty|already|exists; remove", outcome.err):
             # The killed command had finished: its output is compared as it is.
             return Outcome(0, outcome.out, outcome.err, outcome.seconds)
         return outcome
@@ -347,6 +241,19 @@ class FullDisks(Kills):
 
     def _problem(self, killed: Outcome) -> str | None:
         return refusal_problem(killed)
+
+
+def left_processes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield a failure if processes of an ended command still run, and kill them."""
+    limit = time.monotonic() + LEFT_SECONDS
+    while left := processes_in(folder):
+        if time.monotonic() > limit:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            yield f"{len(left)} processes run on after the end of the command", ""
+            return
+        time.sleep(0.02)
 
 
 def refusal_problem(outcome: Outcome) -> str | None:

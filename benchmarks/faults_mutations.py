@@ -17,153 +17,33 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from faults_content import damaged
-from faults_fixture import BASELINES, DATA_OPTIONS, INDEXES
-from faults_kills import WEIGHTS, refusal_problem
+from faults_kills import refusal_problem
 from faults_process import (
     HANG,
     Outcome,
+    Skipped,
     candid_code,
     fork_lines,
     limit_resources,
     messages,
     redirect,
 )
+from faults_programs import PROGRAMS, program_code
 from faults_snapshot import difference, leaves, stable
-
-BATCH = 100
-SIBLINGS = {
-    "data": "data2",
-    "run": "run_features",
-    "run_features": "run",
-    "index_exact": "index_int8",
-    "index_hnsw": "index_ivf",
-    "baseline_ease": "baseline_item_knn",
-}
-"""Artifacts of the same kind, whose files may take the place of those of the first."""
-
+from faults_targets import SIBLINGS, Reader, Target, targets
 
 UNCHECKED = re.compile(r"metrics\.jsonl|(evaluation|baselines)-\w+\.json")
 """Logs and reports of a run: they grow or are written again, and have no checksum."""
 
+UNCHANGED = Skipped("the change left the values of the file as they were")
 MISSING = "file missing"
 SPARE = "previous.safetensors"
 """A file that may be missing: a run has it only after its second checkpoint."""
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A command that reads a target.
-
-    Attributes:
-        arguments: of the command.
-        outputs: files and folders that it writes.
-        compare: pattern of the values that must be those of the undamaged target; None: they may
-            differ.
-        writes_target: whether it changes the target itself.
-        must_refuse: whether it must refuse every changed file.
-    """
-
-    arguments: tuple[str, ...]
-    outputs: tuple[str, ...] = ("o",)
-    compare: str | None = ""
-    writes_target: bool = False
-    must_refuse: bool = False
-
-
-@dataclass(frozen=True)
-class Target:
-    """An artifact or an input: its folder or file in the fixture, and the commands that read it."""
-
-    path: str
-    readers: tuple[Reader, ...]
-    weight: float = 1.0
-    is_input: bool = False
-
-
-def targets() -> list[Target]:
-    """Return all artifacts and inputs with the commands that read them."""
-    data, lists = ("--data", "data"), ("--all-users", "--out", "o.jsonl")
-    one_epoch = ("--out", "o", "--no-baselines", "--set", "training.epochs=1")
-    found = [
-        Target("data", (
-            Reader(("recommend", "run", *data, *lists), ("o.jsonl",)),
-            Reader(("evaluate", "run", *data, "--out", "o.json"), ("o.json",)),
-            Reader(("train", "ids.toml", *data, *one_epoch), compare=WEIGHTS),
-            Reader(("train", "features.toml", *data, *one_epoch), compare=WEIGHTS),
-            Reader(("baselines", "data", "--only", "item_knn", "--no-tune", "--out", "o.json"),
-                   ("o.json",)),
-            Reader(("recipe", *data)),
-        ), 4),
-        Target("run", (
-            Reader(("recommend", "run", *data, *lists), ("o.jsonl",)),
-            Reader(("similar", "run", *data, "--all-items", "--out", "o.jsonl"), ("o.jsonl",)),
-            Reader(("evaluate", "run", *data, "--out", "o.json"), ("o.json",)),
-            Reader(("export", "run", *data, "--out", "o", "-f", "parquet"),
-                   compare=r"parquet|npy"),
-            Reader(("index", "run", *data, "--out", "o", "-k", "5"), compare=r"npy|parquet"),
-            Reader(("train", "--init", "run", *data, *one_epoch), compare=WEIGHTS),
-            Reader(("train", "ids.toml", *data, "--out", "run", "--resume", "--no-baselines",
-                    "--set", "training.epochs=4"), ("run",), WEIGHTS, True),
-        ), 4),
-        Target("run_features", (
-            Reader(("recommend", "run_features", *data, *lists), ("o.jsonl",)),
-            Reader(("recommend", "run_features", *data, "--history", "105", "--json")),
-            Reader(("recommend", "run_features", *data, "--user", "3", "--new-items",
-                    "new_items.csv", "--json")),
-            Reader(("similar", "run_features", *data, "--item", "101", "--json")),
-        ), 3),
-        Target("search", (
-            Reader(("tune", "ids.toml", *data, "--out", "search", "--trials", "2", "--space",
-                    "space.toml", "--set", "training.epochs=1", "--resume"), ("search",),
-                   r"best\.toml", True),
-        ), 0.5),
-    ]  # fmt: skip
-    for name in INDEXES:
-        search = ("recommend", "run", *data, "--index", f"index_{name}", *lists)
-        found.append(Target(f"index_{name}", (Reader(search, ("o.jsonl",)),), 0.7))
-    for name in BASELINES:
-        ask = ("recommend", f"baseline_{name}", *data, *lists)
-        found.append(Target(f"baseline_{name}", (Reader(ask, ("o.jsonl",)),), 0.5))
-    for number, target in enumerate(found):
-        check = Reader(("verify", target.path), (), must_refuse=True)
-        found[number] = replace(target, readers=(*target.readers, check))
-    return found + _inputs()
-
-
-def _inputs() -> list[Target]:
-    data, names = ("--data", "data"), {"items.csv": "items.parquet", "users.csv": "users.parquet"}
-    tables = tuple(names.get(text, text) for text in DATA_OPTIONS)
-    found = []
-
-    def add(path: str, arguments: tuple[str, ...], weight: float = 1.0) -> None:
-        outputs = tuple(text for text in ("o", "o.jsonl") if text in arguments)
-        found.append(Target(path, (Reader(arguments, outputs, None),), weight, True))
-
-    logs = ("log.csv", "log.csv.gz", "log.csv.bz2", "log.csv.zst", "log.tsv", "log.jsonl",
-            "log.jsonl.gz", "log.parquet", "log.arrow")  # fmt: skip
-    for name in logs:
-        add(name, ("prepare", "--interactions", name, *DATA_OPTIONS, "--out", "o"), 0.8)
-    add("log.inter", ("prepare", "--interactions", "log.inter", "--out", "o"), 0.6)
-    add("ratings.dat", ("prepare", "--interactions", "ratings.dat", "--out", "o"), 0.6)
-    for name in ("items.csv", "users.csv"):
-        add(name, ("prepare", "--interactions", "log.csv", *DATA_OPTIONS, "--out", "o"), 0.6)
-    for name in ("items.parquet", "users.parquet"):
-        add(name, ("prepare", "--interactions", "log.csv", *tables, "--out", "o"), 0.6)
-    add("data.toml", ("prepare", "data.toml", "--out", "o"), 1.5)
-    short = ("--set", "training.epochs=1", "--set", "training.max_seconds=2", "--no-baselines")
-    for name in ("ids.toml", "features.toml"):
-        add(name, ("train", name, *data, "--out", "o", *short), 0.8)
-    add("some_users.txt", ("recommend", "run", *data, "--users", "some_users.txt", "--out",
-                           "o.jsonl"), 0.6)  # fmt: skip
-    add("new_items.csv", ("recommend", "run_features", *data, "--user", "3", "--new-items",
-                          "new_items.csv", "--json"), 0.6)  # fmt: skip
-    add("lists.jsonl", ("evaluate", "--recommendations", "lists.jsonl", *data, "--json"), 0.6)
-    return found
 
 
 @dataclass(frozen=True)
@@ -211,8 +91,8 @@ class Mutations:
         """Return the path of the target of a case."""
         return self.case(number)[0].target.path
 
-    def run_batch(self, numbers: list[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Run cases; yield the number of each with its failures."""
+    def run_batch(self, numbers: list[int]) -> Iterator[tuple[int, list[dict[str, Any]] | Skipped]]:
+        """Run cases; yield the number of each with its failures, or why it was skipped."""
         for number in numbers:
             self._expect(self.case(number)[0].reader)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -222,7 +102,8 @@ class Mutations:
             done = 0
             for number, result in self._in_child(left):
                 done += 1
-                yield number, self._failures(number, result)
+                is_skipped = result.get("skipped")
+                yield number, UNCHANGED if is_skipped else self._failures(number, result)
             left = left[done:]
 
     def _in_child(self, numbers: list[int]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -271,8 +152,10 @@ class Mutations:
                 _remove(self._folder / output)
         for stream in (1, 2):
             os.ftruncate(stream, 0)
-        code = candid_code([*reader.arguments, *([] if "--json" in reader.arguments else ["-q"])]
-                           if reader.arguments[0] != "recipe" else reader.arguments)  # fmt: skip
+        if reader.arguments[0] in PROGRAMS:
+            code = program_code(reader.arguments[0], self._folder, self._fixture)
+        else:
+            code = candid_code(_quiet(reader.arguments))
         sys.stdout.flush()
         sys.stderr.flush()
         out = Path(self._folder.with_name("mutations.out")).read_text(errors="replace")
@@ -348,9 +231,8 @@ class Mutations:
                 name = Path(mutation.file).name
                 is_checked = not UNCHECKED.fullmatch(name)
                 is_checked &= (name, result.get("what")) != (SPARE, MISSING)
-                if is_checked and not result.get("skipped"):
-                    found = "a changed file is not reported"
-            elif not result.get("skipped"):
+                found = "a changed file is not reported" if is_checked else None
+            else:
                 wrong = difference(expected, result["found"], mutation.reader.compare)
                 found = wrong and f"another answer without an error: {wrong}"
         if found is None:
@@ -367,6 +249,11 @@ class Mutations:
     def _restore_all(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         shutil.copytree(self._fixture, self._folder)
+
+
+def _quiet(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    is_answer = "--json" in arguments or arguments[0] == "recipe"
+    return arguments if is_answer else (*arguments, "-q")
 
 
 def _is_same(suffix: str, content: bytes, changed: bytes) -> bool:

@@ -14,6 +14,7 @@ import pkgutil
 import resource
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,8 @@ SETTINGS = {
     "NO_COLOR": "1",
     "COLUMNS": "200",
 }
-OPTIONAL = ("faiss", "usearch.index", "optuna", "uvicorn", "httptools", "matplotlib.pyplot")
+OPTIONAL = ("faiss", "usearch.index", "optuna", "uvicorn", "httptools", "matplotlib.pyplot",
+            "torch.distributed.launcher.api")  # fmt: skip
 CHANGES = frozenset(
     {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 )
@@ -52,6 +54,10 @@ def preload() -> None:
     for name in OPTIONAL:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    fork_ranks()
+    # Blocks of a bulk recommendation have several batches there; the tiny outputs have several too.
+    bulk = importlib.import_module("candid.runs.bulk")
+    bulk.BATCH, bulk.BLOCK_ROWS = 8, 80  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """The result of a case that could not do what it is for.
+
+    Attributes:
+        reason: why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Stop:
     """A place at which a command is killed: before the n-th file operation below its folder.
 
     Attributes:
         number: from 1; 0: the operations are only recorded.
         record: file for the names of the operations; None: not recorded.
+
+    Of several processes of a launcher only rank 0 counts.
     """
 
     number: int
@@ -205,7 +224,7 @@ def stop_at(stop: Stop, folder: Path) -> None:
     def operation(name: str, path: Any) -> None:
         nonlocal count
         text = os.path.abspath(os.fsdecode(path)) if isinstance(path, str | bytes | Path) else ""
-        if not text.startswith(root):
+        if not text.startswith(root) or os.environ.get("RANK", "0") != "0":
             return
         count += 1
         if log is not None:
@@ -230,6 +249,61 @@ def stop_at(stop: Stop, folder: Path) -> None:
 
     os.fsync = counted_fsync
     sys.addaudithook(hook)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Return the processes, other than zombies, whose working folder is this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and os.readlink(entry / "cwd") == str(folder):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+class _Rank:
+    """A forked process of a launcher, with the methods of ``subprocess.Popen`` that torch calls."""
+
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+
+            def child() -> int:
+                os.setsid()
+                os.environ.clear()
+                os.environ.update(environment)
+                return candid_code(arguments)
+
+            _in_child(child)
+
+    def poll(self) -> int | None:
+        """Return the exit code; None: it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code."""
+        limit = time.monotonic() + (HANG if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("candid", timeout or HANG)
+            time.sleep(0.01)
+        return code
+
+
+def fork_ranks() -> None:
+    """Let launchers fork the processes of ``--processes N``: a new one would import torch again."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    def start(handler: Any, arguments: tuple[str, ...], environment: dict[str, str]) -> _Rank:
+        python, option, module, *rest = arguments
+        assert (python, option, module) == (sys.executable, "-m", "candid")
+        return _Rank(rest, environment)
+
+    SubprocessHandler._popen = start
 
 
 def fork_lines(work: Callable[[Callable[[Any], None]], None]) -> tuple[int, int]:

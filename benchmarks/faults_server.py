@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from faults_process import Command
+from faults_process import Command, Skipped
 
 ADMIN = "benchmark"
 START = 60.0
@@ -77,6 +77,11 @@ class Server:
 
 
 Found = Iterator[tuple[str, str]]
+Result = list[dict[str, Any]] | Skipped
+
+
+class SkippedError(Exception):
+    """A case cannot do what it is for; the message has the reason."""
 
 
 class NotListeningError(Exception):
@@ -112,13 +117,13 @@ class ServerCampaign:
         kinds = self.kinds()
         return kinds[number % len(kinds)].__name__.strip("_")
 
-    def run_batch(self, numbers: list[int]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Run cases; yield the number of each with its failures."""
+    def run_batch(self, numbers: list[int]) -> Iterator[tuple[int, Result]]:
+        """Run cases; yield the number of each with its result."""
         for number in numbers:
             yield number, self.run_case(number)
 
-    def run_case(self, number: int) -> list[dict[str, Any]]:
-        """Run one case; return its failures."""
+    def run_case(self, number: int) -> Result:
+        """Run one case; return its failures, or why it was skipped."""
         kinds = self.kinds()
         kind = kinds[number % len(kinds)]
         rng = random.Random(f"{self.name}:{self._seed}:{number}")
@@ -129,6 +134,8 @@ class ServerCampaign:
         found: list[tuple[str, str]] = []
         try:
             found.extend(kind(rng))
+        except SkippedError as error:
+            return Skipped(str(error))
         except NotListeningError as error:
             found.append(("the server does not start", str(error)))
         except OSError as error:
@@ -153,17 +160,21 @@ class ServerCampaign:
 
 
 @contextmanager
-def small_disk(folder: Path, pages: int) -> Iterator[bool]:
-    """Mount a file system of a few pages at ``folder``; yield whether this user may."""
+def small_disk(folder: Path, pages: int) -> Iterator[None]:
+    """Mount a file system of a few pages at ``folder``, which needs root, for a block.
+
+    Raises:
+        SkippedError: this user may not.
+    """
     folder.mkdir()
     size = f"size={4 * pages}k"
     command = ["mount", "-t", "tmpfs", "-o", size, "none", str(folder)]
-    is_small = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        raise SkippedError("a small disk cannot be mounted, which needs root")
     try:
-        yield is_small
+        yield
     finally:
-        if is_small:
-            subprocess.run(["umount", "-l", str(folder)], check=False)
+        subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
 def is_healthy(server: Server) -> Found:

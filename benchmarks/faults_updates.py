@@ -79,9 +79,8 @@ class Updates(ServerCampaign):
         """Fill the disk while updates arrive: refused ones must not take effect."""
         arguments = ("run_features", "--item-updates", "disk/updates", "-q")
         state: dict[int, tuple[str, str | None]] = {}
-        with small_disk(self._folder / "disk", rng.randrange(2, 10)) as is_small:
-            if is_small:
-                yield from self._fill(arguments, state, rng)
+        with small_disk(self._folder / "disk", rng.randrange(2, 10)):
+            yield from self._fill(arguments, state, rng)
 
     def _fill(self, arguments: tuple[str, ...], state: dict[int, Any], rng: random.Random) -> Found:
         with self.serving(*arguments) as server:

@@ -78,11 +78,13 @@ def test_short_campaign_finds_no_failure(campaign):
     scenarios = ",".join(name for names in SHORT.values() for name in names)
     code, report = campaign(
         "--seed", "4", "--only", ",".join(SHORT), "--scenarios", scenarios, "--size", "0.2",
-        "--cases", "kills=10,mutations=500,requests=2", "--seconds", "3000",
+        "--cases", "kills=25,mutations=500,requests=2", "--seconds", "3000",
     )  # fmt: skip
     assert report["failures"] == []
     assert code == 0
-    assert report["cases"] == {"kills": 4, "mutations": 110, "requests": 2}
+    skipped = sum(report["skipped"].get("mutations", {}).values())
+    assert skipped < 9
+    assert report["cases"] == {"kills": 5, "mutations": 91 - skipped, "requests": 2}
 
 
 @pytest.mark.campaign
@@ -99,7 +101,7 @@ def test_campaign_with_trainings_and_updates_finds_no_failure(campaign):
 @pytest.mark.campaign
 def test_campaign_reports_folders_that_are_written_in_place(campaign):
     code, report = campaign(
-        "--only", "kills", "--cases", "80", "--scenarios", "prepare", program=WRITE_IN_PLACE
+        "--only", "kills", "--cases", "190", "--scenarios", "prepare", program=WRITE_IN_PLACE
     )
     assert code == 1
     failures = [failure["failure"] for failure in report["failures"]]

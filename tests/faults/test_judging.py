@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -156,3 +157,52 @@ def test_values_of_an_input_may_differ_only_where_the_command_had_finished(
     assert bool(found) == is_failure, found
     if at_the_kill == "before":
         assert any("ids_from/fingerprint" in text for text in found)
+
+
+def test_case_that_cannot_mount_a_disk_is_skipped_and_no_case(modules, tmp_path, monkeypatch):
+    server, process = modules("faults_server"), modules("faults_process")
+    for name in ("data", "run", "run_features", "index_usearch"):
+        (tmp_path / "fixture" / name).mkdir(parents=True)
+    refused = SimpleNamespace(returncode=32)
+    monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: refused)
+    campaign = modules("faults_updates").Updates(tmp_path / "fixture", tmp_path, 0)
+    assert campaign.scenario_of(2) == "full_disk"
+    result = campaign.run_case(2)
+    assert result == process.Skipped("a small disk cannot be mounted, which needs root")
+    report = modules("faults").Report({})
+    report.add("updates", "updates:0:1", [])
+    report.add("updates", "updates:0:2", result)
+    document = report.document()
+    assert document["cases"] == {"updates": 1}
+    assert document["skipped"] == {"updates": {result.reason: 1}}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 700])
+def test_updates_that_are_lost_or_changed_are_reported(modules, tmp_path, monkeypatch, cut):
+    from candid.serve.update_log import ItemUpdates
+
+    programs = modules("faults_programs")
+    for name in ("fixture", "work"):
+        programs.write_updates(tmp_path / name / "updates" / programs.UPDATES)
+    path = tmp_path / "work" / "updates" / programs.UPDATES
+    path.write_bytes(path.read_bytes()[cut:])
+
+    def found():
+        return list(
+            programs.PROGRAMS[programs.OPEN_UPDATES](tmp_path / "work", tmp_path / "fixture")
+        )
+
+    assert found() == []
+    latest = ItemUpdates.latest
+    monkeypatch.setattr(
+        ItemUpdates, "latest", lambda *given: dict(list(latest(*given).items())[1:])
+    )
+    assert found()[0].startswith("the first opening has ")
+
+
+def test_slow_commands_have_one_case_where_others_have_three(modules):
+    scenarios = modules("faults_scenarios")
+    found = scenarios.scenarios()
+    order = scenarios.order_of(found, "order:0")
+    assert set(order) == set(found)
+    assert (order.count("study"), order.count("recipe")) == (1, 3)
