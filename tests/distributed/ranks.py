@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch._dynamo  # Optimizers import it, which takes seconds: once here, not on every rank.
 
 
 def run_ranks(world_size, function, folder, seconds=600):

@@ -1,7 +1,11 @@
-"""Whole trainings of one process and of several, run as a program: PROCESS_CASES FOLDER."""
+"""Whole trainings of one process and of several, run as a program: PROCESS_CASES FOLDER [SEED].
+
+The seed chooses which process is killed, and after which step; without it, it is a new one.
+"""
 
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -20,10 +24,21 @@ from candid.runs import load_run, train_run, training
 from candid.runs.index_build import build_index
 from candid.towers import RetrievalModel
 from candid.training import Trainer
+from candid.training.last_checkpoint import has_checkpoint
 
 NUM_ITEMS = 15
 STOPPED_AT = 9
 """Step after which process 1 receives SIGTERM, in the middle of an epoch."""
+STEPS_PER_EPOCH = 9
+"""The first checkpoint is written after as many steps."""
+KILLED = {
+    "killed-dense-early": ("mean", 3, 2),
+    "killed-dense-late": ("mean", 3, 2),
+    "killed-sharded-early": ("sharded", 2, 3),
+    "killed-sharded-late": ("sharded", 2, 3),
+}
+"""Trainings of which one process is killed, before or after the first checkpoint: the variant, and
+the number of processes before and after."""
 REFUSED = {"failed", "copies", "diversity", "groups", "follower", "index-infinite", "index-mixed"}
 FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 BY_STEPS = {"validate_every_steps": 4, "keep": "all"}
@@ -133,6 +148,31 @@ def train_until_stopped(rank, data, out, variant="mean"):
     return train(rank, data, out, variant)
 
 
+def choose_kills(seed):
+    """Return the process that is killed and the step after which it is, by training."""
+    generator = random.Random(seed)
+    kills = {}
+    for name, (_, num_processes, _) in KILLED.items():
+        first = 1 if name.endswith("early") else STEPS_PER_EPOCH + 1
+        step = generator.randrange(first, first + STEPS_PER_EPOCH - 1)
+        kills[name] = {"rank": generator.randrange(num_processes), "step": step}
+    return kills
+
+
+def train_until_killed(rank, data, out, variant, killed_rank, killed_at):
+    """One process receives SIGKILL after some step."""
+    step = Trainer.step
+
+    def counted(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        if rank == killed_rank and self.state.step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    Trainer.step = counted
+    return train(rank, data, out, variant)
+
+
 def train_until_stopped_in_validation(rank, data, out):
     """Process 1 receives SIGTERM between two epochs, when no step follows to agree on a stop."""
     validate = Trainer._validate
@@ -187,10 +227,12 @@ def train_without_data(rank, data, out, variant):
     return train(rank, data / "missing", out, variant)
 
 
-def main(folder):
+def main(folder, seed):
     sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
     from ranks import run_ranks
 
+    kills = choose_kills(seed)
+    sys.stderr.write(f"seed {seed} kills {kills}\n")
     data = folder / "data"
     # In a process of its own: the threads of Polars do not survive a fork.
     codes = {"prepare": run_ranks(1, lambda rank: prepare(folder), folder / "results" / "prepare")}
@@ -199,7 +241,15 @@ def main(folder):
         out = folder / name
         call = partial(function, data=data, out=out, **arguments)
         codes[name] = run_ranks(world_size, call, folder / "results" / name, 900)
-        assert name in REFUSED or codes[name] == [0] * world_size, (name, codes)
+        assert name in REFUSED or codes[name] == [0] * world_size, (name, codes, seed)
+
+    def run_killed(name, rank, step):
+        variant, before, after = KILLED[name]
+        killed = {"killed_rank": rank, "killed_at": step}
+        call = partial(train_until_killed, data=data, out=folder / name, variant=variant, **killed)
+        codes[f"{name}, killed"] = run_ranks(before, call, folder / "results" / f"{name}-before")
+        kills[name]["had_checkpoint"] = has_checkpoint(folder / name)
+        run(after, name, train, variant=variant, resume=True)
 
     run(1, "mean-1", train)
     run(2, "mean-2", train)
@@ -222,6 +272,9 @@ def main(folder):
     run(1, "softmax-1", train, variant="softmax")
     for world_size in (1, 2, 3):
         run(world_size, f"sharded-{world_size}", train, variant="sharded softmax")
+    for name, kill in list(kills.items()):
+        run_killed(name, kill["rank"], kill["step"])
+    (folder / "kills.json").write_text(json.dumps({"seed": seed, "kills": kills}))
     run(2, "failed", fail)
     run(2, "groups", train_without_data, variant="groups")
     run(2, "diversity", train, variant="diversity")
@@ -230,4 +283,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(10**6))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,19 @@ specification = importlib.util.spec_from_file_location("process_cases", PROGRAM)
 cases = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(cases)
 DURATIONS = {"seconds", "train_seconds", "cpu_seconds", "rows_per_second"}
+ONE_PROCESS = {"mean": "mean-1", "sharded": "rows-1"}
 PAIRS = [
     ("mean-1", "mean-2"),
     ("parts-1", "parts-2"),
     ("mean-1", "stopped"),
     ("rows-1", "rows-3"),
     *(("softmax-1", f"sharded-{world_size}") for world_size in (1, 2, 3)),
+    *((ONE_PROCESS[variant], name) for name, (variant, _, _) in cases.KILLED.items()),
 ]
 WORLD_SIZES = {"mean-2": 2, "parts-2": 2, "stopped": 3, "rows-3": 3}
 WORLD_SIZES |= {f"sharded-{world_size}": world_size for world_size in (1, 2, 3)}
+WORLD_SIZES |= {name: after for name, (_, _, after) in cases.KILLED.items()}
+SHARDED = ("rows-3", "sharded-2", "sharded-3", "killed-sharded-early", "killed-sharded-late")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,14 @@ def folder(tmp_path_factory, run_cases):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "stderr.txt").write_text(run_cases(PROGRAM, folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def kills(folder):
+    """Kills by training; pytest shows them for a test that fails, with their seed."""
+    chosen = json.loads((folder / "kills.json").read_text())
+    sys.stdout.write(f"{chosen}\n")
+    return chosen["kills"]
 
 
 def results(folder, name, world_size):
@@ -78,7 +91,7 @@ def test_log_is_that_of_one_process(folder, one, several):
     expected, actual = lines_of(folder / one), lines_of(folder / several)
     assert len(actual) == len(expected) > 5
     for line, other in zip(actual, expected, strict=True):
-        if several in ("rows-3", "sharded-2", "sharded-3") and "validation/nll" in line:
+        if several in SHARDED and "validation/nll" in line:
             # The sum over the catalog has the float32 products of other blocks.
             nll = other.pop("validation/nll")
             assert line.pop("validation/nll") == pytest.approx(nll, rel=1e-6)
@@ -106,6 +119,14 @@ def test_signal_to_one_process_stops_all_after_the_same_step(folder):
     expected = f"stopped at step {cases.STOPPED_AT} and wrote {folder / 'stopped' / LAST}"
     for message in results(folder, "before", 2):
         assert message.startswith(expected)
+
+
+@pytest.mark.parametrize("name", cases.KILLED)
+def test_killed_process_ends_the_others(folder, kills, name):
+    codes = json.loads((folder / "codes.json").read_text())[f"{name}, killed"]
+    assert codes.pop(kills[name]["rank"]) == -9
+    assert set(codes) == {1}
+    assert kills[name]["had_checkpoint"] is name.endswith("late")
 
 
 def test_signal_between_two_epochs_stops_all(folder):

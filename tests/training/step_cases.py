@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from candid.distributed import Group, open_group
 from candid.features import Bags, Codes, FeatureTable, Numbers
 from candid.losses import LOSSES
 from candid.samplers import SAMPLERS
-from candid.towers import ModelConfig, TowerContext, sharded_tables
+from candid.towers import ModelConfig, TowerContext, fields, sharded_tables
 from candid.training import Trainer, TrainingConfig, optimizer
 
 NUM_USERS, NUM_ITEMS = 24, 30
@@ -85,6 +86,7 @@ FOURIER = {"type": "random_fourier", "num_candidates": 6, "refresh_every": 2}
 QUADRATIC = {"type": "quadratic", "num_candidates": 6, "refresh_every": 2}
 FULL = {"type": "full_softmax"}
 STREAM = IN_BATCH | {"frequency": {"type": "streaming"}}
+COUNT_MIN = IN_BATCH | {"frequency": {"type": "count_min", "num_buckets": 16}}
 
 
 def softmax(correction="refined", **settings):
@@ -124,6 +126,8 @@ CASES = {
     "random Fourier": case(softmax(), FOURIER),
     "quadratic": case(softmax("logq"), QUADRATIC),
     "streaming frequency": case(softmax("logq"), STREAM),
+    "count-min frequency": case(softmax("logq"), COUNT_MIN),
+    "in-batch, published_code": case(softmax("published_code"), IN_BATCH),
     "jackknife": case(softmax(jackknife=True), IN_BATCH),
     "binary": case({"type": "bce"}, UNIFORM),
     "learnt partition": case({"type": "learnt_partition"}, IN_BATCH),
@@ -152,12 +156,14 @@ OF_TABLES = {
     "row-wise full softmax over trained items": case(
         FULL, training={"tables": "row_adagrad", "weight_decay": 0.1, "softmax_over": "trained"}
     ),
-    "row-wise mixture, features, micro-batch": case(
+    # Every process holds the tables of codes, beside the sharded table of items.
+    "row-wise mixture, tables of codes, micro-batch": case(
         softmax(),
         MIXTURE,
         model="features",
         training={"tables": "row_adagrad"},
         batches={"micro_batch": 2},
+        codes_by_row=True,
     ),
     "row-wise full softmax, unit vectors": case(
         FULL, model="unit vectors", training={"tables": "row_adam"}, weights=True
@@ -260,7 +266,9 @@ def make_trainer(folder, settings, group):
         has_times=True,
         empty_histories=True,
     )
-    model = ModelConfig.model_validate(MODELS[settings["model"]]).build(context).double()
+    many_codes = 1 if settings["data"].get("codes_by_row") else fields.MANY_CODES
+    with patch.object(fields, "MANY_CODES", many_codes):
+        model = ModelConfig.model_validate(MODELS[settings["model"]]).build(context).double()
     unit = "interaction" if settings["model"] in ("users", "unit vectors") else "sequence"
     batches = {"unit": unit, "batch_size": 10, "max_length": 4, "max_negatives": 2}
     counts = torch.from_numpy(np.bincount(dataset.item_ids, minlength=NUM_ITEMS)) + 1
