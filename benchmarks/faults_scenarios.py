@@ -17,7 +17,8 @@ INPUTS = ("log.csv", "log2.csv", "items.csv", "users.csv", "ids.toml", "features
 WEIGHTS = r"safetensors#(model|average|optimizer)/"
 TIME = r"seconds|peak_mib|(?<![a-z])m[sb](?![a-z])"
 """Names of values that are times or memory: two uncut runs may agree on them by chance."""
-RECORDS = rf"^(?!.*({TIME}))(records\.jsonl:|users/)"
+RECORDS = rf"^(?!.*({TIME}|/checksum$))(records\.jsonl:|users/)"
+"""Values of the records of a study; the checksum of a line covers its times too."""
 AUDITED = rf"^audit\.json/(?!estimators|ranking|recommend|notes)(?!.*({TIME}))"
 """Values of an audit that do not follow from measured times, as the order of estimators does."""
 AUDIT = ("--users", "8", "--n", "4", "--rows", "16", "--repeats", "16", "--drift-users", "2",
