@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
-import platform
 import signal
 import socket
 import sys
@@ -24,6 +22,7 @@ from candid.serve.errors import RequestError
 from candid.serve.http.access import AccessRules
 from candid.serve.http.app import make_app
 from candid.serve.http.connections import Connections, with_connection_limit
+from candid.serve.http.freed_memory import give_back_freed_memory
 from candid.serve.http.listening import bind, log_keys, num_cores, url_of
 from candid.serve.http.middleware import RequestMiddleware
 from candid.serve.http.probes import ProbeServer, ServerStatus
@@ -39,13 +38,6 @@ from candid.serve.update_log import ItemUpdates
 SWITCH_SECONDS: Final = 0.001
 """Longest time that one thread keeps the interpreter lock; with Python's 5 ms a request of a few
 milliseconds would mostly wait for it."""
-M_TRIM_THRESHOLD: Final = -1
-M_MMAP_THRESHOLD: Final = -3
-"""Numbers of the settings in ``malloc.h`` of glibc."""
-MAPPED_FROM: Final = 4 * 2**20
-TRIMMED_FROM: Final = 8 * 2**20
-"""Bytes from which freed memory goes back to the system: of one block, and at the end of the heap.
-By default glibc raises both, up to 32 and 64 MiB, with the largest block that was ever freed."""
 ServerT = TypeVar("ServerT", bound="Server")
 
 
@@ -109,8 +101,7 @@ def prepare_process(config: ServeConfig) -> ServeConfig:
     collection, which would stop the server for longer than a request may take. Models are loaded
     later, and those that are replaced are collected.
 
-    Where the C library is glibc, the memory of a large request goes back to the system, so that
-    the memory of the process does not follow the largest requests that came together.
+    From now on memory that requests have freed goes back to the system.
 
     Raises:
         ConfigError: ``max_connections`` needs more descriptors than the process may open.
@@ -119,10 +110,7 @@ def prepare_process(config: ServeConfig) -> ServeConfig:
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(config.threads)
     gc.freeze()
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
-        libc.mallopt(M_TRIM_THRESHOLD, TRIMMED_FROM)
+    give_back_freed_memory()
     return with_connection_limit(config)
 
 
