@@ -22,7 +22,6 @@ from candid.serve.errors import RequestError
 from candid.serve.http.access import AccessRules
 from candid.serve.http.app import make_app
 from candid.serve.http.connections import Connections, with_connection_limit
-from candid.serve.http.freed_memory import give_back_freed_memory
 from candid.serve.http.listening import bind, log_keys, num_cores, url_of
 from candid.serve.http.middleware import RequestMiddleware
 from candid.serve.http.probes import ProbeServer, ServerStatus
@@ -101,8 +100,6 @@ def prepare_process(config: ServeConfig) -> ServeConfig:
     collection, which would stop the server for longer than a request may take. Models are loaded
     later, and those that are replaced are collected.
 
-    From now on memory that requests have freed goes back to the system.
-
     Raises:
         ConfigError: ``max_connections`` needs more descriptors than the process may open.
     """
@@ -110,7 +107,6 @@ def prepare_process(config: ServeConfig) -> ServeConfig:
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(config.threads)
     gc.freeze()
-    give_back_freed_memory()
     return with_connection_limit(config)
 
 
