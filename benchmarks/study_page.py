@@ -183,7 +183,7 @@ def cost(studies: Mapping[str, Study]) -> str:
     for name, study in studies.items():
         rows = _once(_rows(study))
         cells = [name, *map(str, _counts(rows)), f"{study['cpu_hours']:.1f}"]
-        commits = ", ".join(commit[:12] for commit in study["commits"])
+        commits = ", ".join(commit.replace(commit[12:40], "") for commit in study["commits"])
         lines.append(row([*cells, commits, ", ".join(study["versions"])]))
         for one in rows:
             notes |= dict.fromkeys(
