@@ -72,7 +72,7 @@ USAGE = [
     (["train", "{recipe}", "--data", "{data}", "--set", "device='gpu'"], 'set device = "cpu"'),
     (
         ["train", "{recipe}", "--data", "{data}", "--set", "evaluation.catalog=cold"],
-        "evaluation.catalog = 'cold' has no items to rank, because every item is a target",
+        'evaluation.catalog = "cold" ranks items that training never has as a target',
     ),
     (
         ["train", "{recipe}", "--set", "sampler={{type='random_fourier', nu=1e3}}"],

@@ -163,11 +163,11 @@ def test_published_figure_is_reached_by_a_mean_at_or_above_it(page, results):
         lines = page.published_table(results).splitlines()
         return next(line for line in lines if line.startswith("| ml-1m |")).split(" | ")[-1]
 
-    assert reached() == " |"
-    for seed, value in enumerate((0.185, 0.186, 0.187)):
+    assert reached() == "no |"  # by the default recipe
+    for seed, value in enumerate((0.1847, 0.1857, 0.1867)):
         results["runs"][f"ml-1m/best/{seed}"] = model_run("ml-1m", seed, value, "best")
     assert reached() == "yes |"
-    results["runs"]["ml-1m/best/2"]["metrics"]["ndcg@10"]["value"] = 0.1869
+    results["runs"]["ml-1m/best/2"]["metrics"]["ndcg@10"]["value"] = 0.1866
     assert reached() == "no |"
 
 

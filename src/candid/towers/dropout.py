@@ -46,8 +46,9 @@ class Dropout(RowNoise):
 
     def forward(self, values: Tensor) -> Tensor:
         """Apply to values [n, ...] of a float dtype; return the same shape and dtype."""
-        num_rows = len(values)
-        if not self.is_active or num_rows == 0:
+        # torch.export makes a size constant that len() reads: not outside training.
+        if not self.is_active or len(values) == 0:
             return values
+        num_rows = len(values)
         scales = self.scales(num_rows, values.numel() // num_rows, values.device)
         return (values * scales.view(values.shape)).to(values.dtype)
