@@ -22,7 +22,7 @@ from candid.distributed.failures import (
     PeerInterrupted,
     ProcessGroupError,
 )
-from candid.distributed.group import TIMEOUT_SECONDS, Group, short_reason
+from candid.distributed.group import REASON_SECONDS, TIMEOUT_SECONDS, Group, short_reason
 
 CONNECT_SECONDS: Final = 600.0
 """Longest wait for the store, which the launcher or rank 0 opens."""
@@ -122,13 +122,16 @@ def connected() -> Iterator[None]:
         yield
         return
     _connection = connection = _connect(environment)
-    has_failed = True
+    has_failed, read_seconds = True, READ_SECONDS
     try:
         yield
         has_failed = False
     except (PeerError, PeerInterrupted):
         raise
     except BaseException as error:
+        if isinstance(error, ProcessGroupError):
+            # Some of the others will never read it; the rest look for it no longer than this.
+            read_seconds = REASON_SECONDS
         if connection.board.publish(error):
             raise
         failure = connection.board.read()
@@ -137,7 +140,7 @@ def connected() -> Iterator[None]:
         raise failure.error() from error
     finally:
         if has_failed and connection.holds_store:
-            connection.board.wait_for_readers(environment.world_size - 1)
+            connection.board.wait_for_readers(environment.world_size - 1, read_seconds)
         elif not has_failed:
             connection.leave()
         _connection = None

@@ -129,9 +129,14 @@ class FailureBoard:
             self._store.add(READERS, 1)
         return failure
 
-    def wait_for_readers(self, count: int) -> None:
-        """Wait until other processes have read the failure, for a process that holds the store."""
-        until = time.monotonic() + READ_SECONDS
+    def wait_for_readers(self, count: int, seconds: float = READ_SECONDS) -> None:
+        """Wait until other processes have read the failure, for a process that holds the store.
+
+        Args:
+            count: number of other processes.
+            seconds: longest wait.
+        """
+        until = time.monotonic() + seconds
         with suppress(RuntimeError):
             while self._store is not None and time.monotonic() < until:
                 if self._store.add(READERS, 0) >= count:
