@@ -119,8 +119,10 @@ def test_overrides_win_and_have_no_reason():
     assert {"batches.batch_size", "training.epochs"} & {one.key for one in chosen} == set()
 
 
-def test_row_wise_tables_leave_out_the_running_mean():
-    config, chosen = recipe_for(facts(), {"training.tables": "row_adam"})
+def test_row_wise_tables_have_the_running_mean_unless_they_are_sharded():
+    config, _ = recipe_for(facts(), {"training.tables": "row_adam"})
+    assert config.training.average == recipe_for(facts(), {})[0].training.average is not None
+    config, chosen = recipe_for(facts(), {"training.tables": "sharded_row_adam"})
     assert config.training.average is None
     assert "training.average" not in {one.key for one in chosen}
 

@@ -50,7 +50,7 @@ VARIANTS = {
         "sampler": {"type": "mixture", "components": ["popularity", "in_batch"]},
     },
     "parts": {
-        "training": {"epochs": 2},
+        "training": {"epochs": 2, "tables": "row_adam", "average": 0.8},
         "batches": {"micro_batch": 2},
         "tower": {"attention_dropout": 0.3},
         "sampler": FOURIER,

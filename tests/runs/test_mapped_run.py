@@ -111,7 +111,7 @@ def test_run_on_its_own_dataset_is_the_run(tmp_path):
     data = dataset(USERS, ITEMS_A)
     for name, model, settings in (
         ("history", HISTORY, {"average": 0.9}),
-        ("factors", FACTORS, {}),
+        ("factors", FACTORS, {"tables": "row_adam", "average": 0.9}),
         ("features", FEATURES, {"features": True}),
     ):
         train_run(recipe(model, **settings), data, tmp_path / name)

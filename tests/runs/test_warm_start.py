@@ -95,6 +95,7 @@ CASES = {
     "history, mean of the weights": (HISTORY, {"average": 0.9}),
     "history, rows by Adam": (UNTIED, {"tables": "row_adam"}),
     "factors, rows by Adagrad": (FACTORS, {"tables": "row_adagrad"}),
+    "factors, mean of rows": (FACTORS, {"tables": "row_adam", "average": 0.9}),
     "features": (FEATURES, {"features": True}),
     "values of features": (FEATURES, {"values": True}),
 }

@@ -141,7 +141,7 @@ def test_model_without_tables_is_refused():
     [
         ({"table_lr": 0.1}, "table_lr needs tables"),
         ({"table_dtype": "bfloat16"}, "table_dtype needs tables"),
-        ({"tables": "row_adam", "average": 0.9}, "cannot be combined"),
+        ({"tables": "sharded_row_adam", "average": 0.9}, "cannot be combined"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, sentence):

@@ -130,10 +130,11 @@ def test_id_towers_learn_from_interactions(tmp_path):
     assert mean_nll(trainer) < before - 0.1
 
 
+@pytest.mark.parametrize("tables", ["dense", "row_adam"])
 @pytest.mark.parametrize("loss", ["full_softmax", "sampled_softmax"])
 @pytest.mark.parametrize("cut", [5, 8, 16])
-def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, loss, cut):
-    average = {"average": 0.9}
+def test_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, loss, cut, tables):
+    average = {"average": 0.9, "tables": tables}
     whole = make_trainer(tmp_path / make(tmp_path, "whole"), loss=loss, settings=average)
     whole.run()
     folder = tmp_path / make(tmp_path, "cut")

@@ -12,6 +12,7 @@ from candid.config.data_facts import MAX_LENGTH, DataFacts
 from candid.evaluation import EvaluationConfig
 from candid.towers import CausalTransformer
 from candid.training import TrainingConfig
+from candid.training.config import SHARDED
 
 
 def _mixture(candidates: int) -> dict[str, Any]:
@@ -116,8 +117,10 @@ class Default:
 
     def is_replaced(self, changes: Mapping[str, Any]) -> bool:
         """Whether changed keys replace the default, or exclude it."""
-        if self.key == "training.average" and changes.get("training.tables", "dense") != "dense":
-            return True  # the two cannot be combined
+        if self.key == "training.average":
+            tables = changes.get("training.tables")
+            if isinstance(tables, str) and tables.startswith(SHARDED):
+                return True  # the two cannot be combined
         prefixes = self.key.split(".")
         parents = {".".join(prefixes[: n + 1]) for n in range(len(prefixes))}
         return any(one in changes or f"{one}.type" in changes for one in parents)

@@ -142,11 +142,11 @@ def warm_start(
         "user": _rows("user", earlier, dataset.users, users_with_rows(dataset, config.batches)),
     }
     mapping = WeightMapping(earlier, config, dataset, model, rows)
-    weights = stored.part("model") if keep else stored.part("model") | stored.part("average")
+    weights = stored.part("model") if keep else stored.part("model") | stored.average()
     tensors = {f"model/{name}": value for name, value in mapping.weights(weights)}
     meta: dict[str, Any] = {}
     if keep:
-        if average := stored.part("average"):
+        if average := stored.average():
             tensors |= {
                 f"average/{name}": value for name, value in mapping.weights(average, partial=True)
             }
@@ -206,7 +206,7 @@ def served_weights(
     training = earlier.config.training.model_copy(update={"init_rows": "random"})
     config = earlier.config.model_copy(update={"training": training})
     stored = _served(earlier)
-    weights = stored.part("model") | stored.part("average")
+    weights = stored.part("model") | stored.average()
     return dict(WeightMapping(earlier, config, dataset, model, rows).weights(weights))
 
 

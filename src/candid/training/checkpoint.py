@@ -2,6 +2,8 @@
 
     model/<name>             parameters and buffers
     average/<name>           running mean of the parameters, if there is one
+    average_step/<name>      of a row-wise trained table: the step that the mean of each row has
+                             reached, [V] int64; ``Checkpoint.average`` has the mean after the last
     optimizer/<name>/<key>   the optimizer's state of a parameter
     random/<name>            states of the random generators
     loss/<name>              state of the loss and its sampler
@@ -34,6 +36,7 @@ from candid.checksums import SEAL, is_verifying, read_error
 from candid.errors import ArtifactError
 from candid.json_text import parse_json
 from candid.towers import sharded_tables
+from candid.training.mean_decay import MeanDecay
 from candid.training.optimizer import ModelOptimizer
 
 FORMAT: Final = 3
@@ -41,6 +44,9 @@ FORMAT: Final = 3
 
 RUN: Final = "run"
 """Key in the metadata, and in ``run.json``, of the id of the run that wrote a checkpoint."""
+
+AVERAGE_DECAY: Final = "average_decay"
+"""Key in the metadata: decay of the running mean, where there is an ``average_step``."""
 
 RESTORE: Final = "restore it from a copy, or train again"
 
@@ -69,6 +75,15 @@ class Checkpoint:
             for name, tensor in self.tensors.items()
             if name.startswith(start)
         }
+
+    def average(self) -> dict[str, Tensor]:
+        """Return the running mean of the parameters after the last step; empty without one."""
+        means = self.part("average")
+        for name, since in self.part("average_step").items():
+            decay, step = MeanDecay(self.meta[AVERAGE_DECAY]), self.meta["state"]["step"]
+            weights = self.tensors[f"model/{name}"]
+            means[name] = decay.finished(means[name], weights, since, step)
+        return means
 
 
 def write_checkpoint(
@@ -270,7 +285,7 @@ def load_model(
     expected = {name.removeprefix("model/"): t for name, t in model_tensors(model).items()}
     stored = checkpoint.part("model")
     if averaged:
-        stored |= checkpoint.part("average")
+        stored |= checkpoint.average()
     for name in sorted(expected.keys() ^ stored.keys()):
         state = "lacks" if name in expected else "has an unknown"
         raise ArtifactError(f"{path} {state} parameter {name!r}: it belongs to another model")

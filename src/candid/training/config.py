@@ -172,10 +172,10 @@ class TrainingConfig(ComponentConfig):
                     raise ValueError(
                         f"{key} needs tables = 'row_adagrad' or 'row_adam', sharded or not"
                     )
-        elif self.average is not None:
+        elif self.average is not None and self.shards_tables:
             raise ValueError(
-                f"tables = {self.tables!r} and average cannot be combined: a running mean moves "
-                "every row at every step; leave average out, or set tables = 'dense'"
+                f"tables = {self.tables!r} and average cannot be combined: no mean of sharded rows "
+                f"is kept; leave average out, or set tables = {self.row_rule!r}"
             )
         return self
 

@@ -104,6 +104,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
         self._gradients: dict[Tensor, RowGradient] = {}
 
+    def tables(self) -> list[Tensor]:
+        """Return the tables that it moves."""
+        return [table for group in self.param_groups for table in group["params"]]
+
     def gradients(self) -> list[RowGradient]:
         """Return the gradient of each table that has one, duplicates summed once for this step.
 

@@ -161,6 +161,8 @@ class RunCheckpoints:
             "state": vars(self._state),
             "position": {"epoch": position.epoch, "step": position.step},
         }
+        if self._average is not None:
+            meta |= self._average.meta()
         return Checkpoint(tensors, meta)
 
     def save_validated(self, is_best: bool) -> None:
@@ -198,7 +200,7 @@ class RunCheckpoints:
         self._continue_from(checkpoint, path)
 
     def _continue_from(self, checkpoint: Checkpoint, path: Path | str) -> None:
-        self._load_tensors(checkpoint, path)
+        self._load_tensors(checkpoint, path, checkpoint.meta["state"]["step"])
         if self._step.candidate_loss is not None:
             load_loss(self._step.candidate_loss, checkpoint, path)
         stored, state = checkpoint.meta["state"], self._state
@@ -251,10 +253,11 @@ class RunCheckpoints:
     def begin_with(self, start: Checkpoint) -> None:
         """Take over weights, and states and counts where the start has them."""
         path = self._folder / LAST
-        self._load_tensors(start, path)
+        step = start.meta.get("step", 0)
+        self._load_tensors(start, path, step)
         if self._step.candidate_loss is not None and start.part("loss"):
             load_loss(self._step.candidate_loss, start, path)
-        state, step = self._state, start.meta.get("step", 0)
+        state = self._state
         state.step = state.start_step = step
         state.epoch = state.start_epoch = start.meta.get("epoch", 0)
         state.total_steps += step
@@ -268,11 +271,11 @@ class RunCheckpoints:
         if self._group.is_main or not self._is_sharded:
             read_checkpoint(path, run=self._meta.get(RUN))
 
-    def _load_tensors(self, checkpoint: Checkpoint, path: Path | str) -> None:
+    def _load_tensors(self, checkpoint: Checkpoint, path: Path | str, step: int) -> None:
         load_model(self._model, checkpoint, path)
         load_optimizer(self._model, self._optimizer, checkpoint)
         if self._average is not None:
-            self._average.load(checkpoint)
+            self._average.load(checkpoint, step)
         random, generator = checkpoint.part("random"), self._step.generator
         if random:
             torch.set_rng_state(random["cpu"])

@@ -116,7 +116,9 @@ class Trainer:
         self.group = group
         self.optimizer = make_optimizer(model, config, group)
         self.average = (
-            None if config.average is None else WeightAverage(model, decay=config.average)
+            None
+            if config.average is None
+            else WeightAverage(model, decay=config.average, rows=self.optimizer.rows)
         )
         total = min(loader.num_batches * config.epochs, config.max_steps or sys.maxsize)
         self._length = TrainingLength(total, total) if length is None else length
