@@ -131,6 +131,12 @@ def test_every_set_has_a_case_and_a_line_in_the_guide():
 
 
 @pytest.mark.parametrize("name", PUBLIC_SETS)
+def test_terms_have_a_licence_or_state_its_absence(name):
+    known = ("research only", "Apache-2.0", "CC BY", "no licence", "those of the competition")
+    assert PUBLIC_SETS[name].licence.startswith(known)
+
+
+@pytest.mark.parametrize("name", PUBLIC_SETS)
 def test_folder_is_read_in_order_of_time(tmp_path, name):
     dataset = prepared(name, write(tmp_path / "copy" / "below", name).parent, tmp_path / "out")
     assert rows_of(dataset) == ROWS

@@ -1,7 +1,7 @@
 """The registry of public data sets: their files as published, and how they are read.
 
-Nothing is bundled or downloaded. Sizes are those that the publishers state; where one states no
-terms of use, or none that could be confirmed, the entry refers to the publisher's page.
+Nothing is bundled or downloaded. Sizes and terms of use are those that the publishers state. Where
+a publisher names no licence, or none could be confirmed, the entry states so.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class PublicSet:
 
 _MOVIELENS_TERMS: Final = "research only, no redistribution; commercial use needs permission"
 _MOVIELENS_URL: Final = "https://grouplens.org/datasets/movielens/"
-_SEE_PAGE: Final = "see the publisher's page"
+_NO_LICENCE: Final = "no licence named"
+_CITE: Final = f"{_NO_LICENCE}; the page asks to cite its papers"
 
 _DAT: Final = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 _MOVIES_DAT: Final = (
@@ -188,7 +189,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="Amazon Reviews 2014, one category",
         users=None,
         items=None,
-        licence=_SEE_PAGE,
+        licence=_CITE,
         url="https://jmcauley.ucsd.edu/data/amazon/",
         download="ratings_CATEGORY.csv, without a header, or reviews_CATEGORY_5.json.gz",
         files=(
@@ -207,7 +208,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="Amazon Reviews 2018, one category",
         users=None,
         items=None,
-        licence=_SEE_PAGE,
+        licence=_CITE,
         url="https://nijianmo.github.io/amazon/",
         download="CATEGORY.csv, without a header, or CATEGORY_5.json.gz",
         files=(
@@ -226,7 +227,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="Amazon Reviews 2023, one category",
         users=None,
         items=None,
-        licence=_SEE_PAGE,
+        licence="no licence: the publisher states that it cannot assign one; mainly for research",
         url="https://amazon-reviews-2023.github.io/",
         download="CATEGORY.csv (rating_only) or CATEGORY.jsonl (reviews), also with .gz",
         files=tuple(
@@ -263,7 +264,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="YOOCHOOSE clicks (RecSys Challenge 2015)",
         users=9_249_729,
         items=52_739,
-        licence=_SEE_PAGE,
+        licence="CC BY-NC-ND 4.0",
         url="https://2015.recsyschallenge.com/challenge.html",
         download="yoochoose-clicks.dat, comma separated, without a header",
         files=(
@@ -285,7 +286,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="Retailrocket events",
         users=1_407_580,
         items=None,
-        licence=_SEE_PAGE,
+        licence="CC BY-NC-SA 4.0",
         url="https://www.kaggle.com/datasets/retailrocket/ecommerce-dataset",
         download="events.csv: views, additions to carts, transactions",
         files=(
@@ -305,7 +306,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="Diginetica item views (CIKM Cup 2016)",
         users=310_324,
         items=122_993,
-        licence=_SEE_PAGE,
+        licence="those of the competition; no licence confirmed",
         url="https://competitions.codalab.org/competitions/11161",
         download="train-item-views.csv, separated by semicolons",
         files=(
@@ -326,7 +327,7 @@ PUBLIC_SETS: Final[Mapping[str, PublicSet]] = {
         title="Gowalla check-ins",
         users=None,
         items=None,
-        licence=_SEE_PAGE,
+        licence=_NO_LICENCE,
         url="https://snap.stanford.edu/data/loc-gowalla.html",
         download="loc-gowalla_totalCheckins.txt.gz, tab separated, without a header",
         files=(
