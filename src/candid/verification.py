@@ -37,12 +37,11 @@ UPDATES: Final = ".jsonl"
 HEAD: Final = 1 << 16
 """Bytes at the start of a file in which its signs are looked for: several item updates."""
 MISSING: Final = "is missing"
-TOKEN: Final = "[0-9a-f]" * 16
 SIBLINGS: Final[Mapping[str, Sequence[str]]] = {
     run_folder.MANIFEST: (trained_ids.ITEMS, trained_ids.USERS),
     run_folder.BASELINE: (ARRAYS, ITEMS),
     dataset_files.MANIFEST: ("roles.npy", "user_offsets.npy"),
-    snapshot_files.MANIFEST: (f"vectors-{TOKEN}.npy", f"source_ids-{TOKEN}.parquet"),
+    snapshot_files.MANIFEST: snapshot_files.WRITTEN[:2],
     EXPORT: tuple(FORMATS),
     TRIALS: (FOLDERS, RECIPE),
 }

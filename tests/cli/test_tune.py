@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,6 +306,26 @@ def test_base_recipe_that_cannot_be_trained_leaves_an_empty_folder(tune, tmp_pat
     assert answer.code == 2
     assert "must equal" in answer.err
     assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_failed_start_removes_its_own_files_alone(tune, complete, tmp_path):
+    """A search that was killed in its first trial, and that cannot be continued."""
+    out = tmp_path / "s"
+    shutil.copytree(complete, out)
+    for name in ("0000", "0001", "0002"):
+        shutil.rmtree(out / "trials" / name, ignore_errors=True)
+
+    def running(trials):
+        del trials[1:]
+        trials[0] |= {"status": "running", "validations": {}, "attempts": 1}
+
+    change(out, running)
+    (out / "notes.txt").write_text("mine")
+    (out / "trials" / "0000").write_text("in the way")
+    answer = tune(out, "--resume", "--quiet", "--trials", "1")
+    assert answer.code == 2, answer.err
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "trials"]
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_search_needs_the_extra(tune, monkeypatch, tmp_path):

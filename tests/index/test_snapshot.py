@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,42 @@ class TestWriting:
         with pytest.raises(ConfigError, match=r"contains other files, such as thesis.txt"):
             write(tmp_path)
         assert files_in(tmp_path) == ["thesis.txt"]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "vectors-2024.npy",
+            "source_ids-films.parquet",
+            "added-2024.parquet",
+            "changes-2024.npz",
+            "index-old.bin",
+            "index-old-0123456789abcdeg.bin",
+            ".index.json.old.tmp",
+            "index.json",
+        ],
+    )
+    def test_file_with_a_similar_name_is_refused_and_stays(self, tmp_path, name):
+        (tmp_path / name).write_text('{"kind": "mine"}')
+        with pytest.raises(ConfigError, match="contains other files, such as " + re.escape(name)):
+            write(tmp_path)
+        assert (tmp_path / name).read_text() == '{"kind": "mine"}'
+        assert os.listdir(tmp_path) == [name]
+
+    def test_later_write_leaves_files_with_similar_names(self, folder):
+        mine = ["vectors-2024.npy", "index-old.bin", ".index.json.old.tmp"]
+        for name in mine:
+            (folder / name).write_text("mine")
+        count = len(os.listdir(folder))
+        write(folder, seed=1, fingerprint="newer")
+        open_snapshot(folder, fingerprint="newer")
+        assert [(folder / name).read_text() for name in mine] == ["mine"] * 3
+        assert len(os.listdir(folder)) == count
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 100])
+    def test_damaged_manifest_is_replaced(self, folder, content):
+        (folder / "index.json").write_bytes(content)
+        write(folder, fingerprint="newer")
+        open_snapshot(folder, fingerprint="newer")
 
     def test_wrong_number_of_source_ids(self, tmp_path):
         items = vectors_of()

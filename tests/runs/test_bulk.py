@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import subprocess
 import sys
 
@@ -367,6 +368,16 @@ def test_one_process_writes_an_output(run, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match=r"another process is writing .*recs\.parquet"):
             candid.write_recommendations(run, out)
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "block-1.csv", ".state.json.old.tmp"])
+def test_folder_of_blocks_with_other_files_is_refused_and_stays(run, tmp_path, name):
+    folder = tmp_path / ".recs.csv.blocks"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds other files, such as {re.escape(name)}"):
+        candid.write_recommendations(run, tmp_path / "recs.csv")
+    assert (folder / name).read_text() == "mine"
 
 
 def test_target_that_cannot_be_written_is_refused(run, tmp_path):

@@ -195,10 +195,12 @@ def test_link_is_followed_and_stays(path, tmp_path):
 
 
 def test_temporary_file_of_a_killed_writer_is_removed(path):
-    stale = path.with_name(".updates.jsonl.0123.tmp")
-    stale.write_bytes(b"half")
+    stale = path.with_name(f".updates.jsonl.{'01' * 16}.tmp")
+    mine = [path.with_name(".updates.jsonl.old.tmp"), path.with_name(f".updates.{'01' * 16}.tmp")]
+    for file in (stale, *mine):
+        file.write_bytes(b"half")
     UpdateFile(path)
-    assert not stale.exists()
+    assert [file.exists() for file in (stale, *mine)] == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -282,6 +283,17 @@ def test_failed_pilot_leaves_its_arm_without_a_learning_rate(copied, without_row
     assert [record.key.phase for record in result.records] == ["pilot"]
 
 
+def test_panic_of_a_library_fails_its_cell(copied, monkeypatch):
+    def panic(*arguments, **keywords):
+        raise pl.exceptions.PanicException("index out of bounds")
+
+    monkeypatch.setattr("candid.study.cell.train_run", panic)
+    result = run_study(study_with(grids=[{"arms": ["full_softmax"]}]), copied)
+    assert [record.error for record in result.failed] == [
+        "unexpected PanicException: index out of bounds"
+    ]
+
+
 def test_cell_that_is_killed_again_and_again_fails(copied, monkeypatch):
     study = study_with(grids=[{"arms": ["full_softmax"]}])
     monkeypatch.setattr("candid.study.cell.train_run", interrupt)
@@ -320,10 +332,11 @@ def test_changed_setting_runs_its_cells_again(complete, tmp_path, started):
     record = complete[1].records[0]
     stale = out / "cells" / f"{record.key.id}-{record.digest[:8]}"
     other = out / "cells" / "0123456789abcdef-01234567"  # of a cell without a record
-    for folder in (stale, other):
+    mine = out / "cells" / f"{record.key.id}-copy"
+    for folder in (stale, other, mine):
         (folder / "run").mkdir(parents=True)
     run_study(study_with(), out)
-    assert (stale.exists(), other.exists()) == (False, True)
+    assert [folder.exists() for folder in (stale, other, mine)] == [False, True, True]
     grids = [{"num_candidates": [4, 8], "arms": ["logq_kept"]}]
     result = run_study(study_with(grids=grids), out)
     assert sorted({label.split(" n=")[1] for label in started}) == [
@@ -333,6 +346,7 @@ def test_changed_setting_runs_its_cells_again(complete, tmp_path, started):
     assert len(result.records) == 4
     run_study(study_with(measure={"drift": False}, grids=grids), out)
     assert len(started) == 2 + 2  # a pilot does not measure
+    assert mine.exists()
 
 
 def test_cell_of_another_process_is_left_to_it(complete, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ that has them open can still read them.
 from __future__ import annotations
 
 import errno
+import fnmatch
 import io
 import os
 import uuid
@@ -16,22 +17,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
-from candid.atomic import make_readable, sync, write_error, write_json
+from candid.atomic import TEMPORARY, make_readable, sync, write_error, write_json
 from candid.checksums import check_entries, check_seal, file_entry, read_error, sealed
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import Index
-from candid.json_text import read_json
+from candid.json_text import parse_json, read_json
 from candid.locks import LOCK, one_writer
 
 KIND = "candid-index"
 VERSION = 2
 MANIFEST = "index.json"
 REBUILD = "build it again with candid index"
+TOKEN: Final = "[0-9a-f]" * 16
+"""Pattern of the token of a snapshot in the names of its files."""
+WRITTEN: Final = (
+    f"vectors-{TOKEN}.npy",
+    f"source_ids-{TOKEN}.parquet",
+    f"added-{TOKEN}.parquet",
+    f"index-{TOKEN}.bin",
+    f"index-*-{TOKEN}.bin",
+    f"changes-{TOKEN}.npz",
+)
+"""Patterns of the names of all files of snapshots, except ``index.json``."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -215,15 +227,12 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        is_ours = (folder / MANIFEST).exists()
-        if not is_ours and any(path.name != LOCK for path in folder.iterdir()):
-            # Files of an interrupted first write are allowed, other files are not.
-            foreign = set(folder.iterdir()) - set(_snapshot_files(folder)) - {folder / LOCK}
-            if foreign:
-                raise ConfigError(
-                    f"{folder} contains other files, such as {min(foreign).name}; name a new or "
-                    "empty folder with --out"
-                )
+        foreign = _foreign_files(folder)
+        if foreign:
+            raise ConfigError(
+                f"{folder} contains other files, such as {min(foreign)}; name a new or empty "
+                "folder with --out"
+            )
         with one_writer(folder / LOCK, folder, "name another folder with --out"):
             writer = SnapshotWriter(folder)
             try:
@@ -239,14 +248,38 @@ def writing(folder: Path) -> Iterator[SnapshotWriter]:
 
 
 def _snapshot_files(folder: Path) -> list[Path]:
-    """Return the files with names that a snapshot writes."""
-    patterns = (
-        "vectors-*.npy",
-        "source_ids-*.parquet",
-        "added-*.parquet",
-        "index-*.bin",
-        "changes-*.npz",
-        f".{MANIFEST}.*.tmp",
-        f".{MANIFEST}.*.lock",
-    )
-    return [path for pattern in patterns for path in folder.glob(pattern)]
+    """Return the files with names that a snapshot writes, except ``index.json``."""
+    names = os.listdir(folder)
+    return [folder / name for pattern in WRITTEN for name in fnmatch.filter(names, pattern)]
+
+
+def _foreign_files(folder: Path) -> set[str]:
+    """Return the names in a folder that no snapshot wrote; empty in the folder of a snapshot.
+
+    Files of an interrupted first write, and a damaged ``index.json`` beside them, are of a
+    snapshot.
+    """
+    try:
+        manifest = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        manifest = None
+    if manifest is not None and KIND.encode() in manifest:
+        return set()
+    written = {path.name for path in _snapshot_files(folder)}
+    written |= {LOCK} | {name for name in os.listdir(folder) if _is_temporary(name)}
+    if manifest is not None and written - {LOCK} and not _is_json(manifest):
+        written.add(MANIFEST)
+    return set(os.listdir(folder)) - written
+
+
+def _is_temporary(name: str) -> bool:
+    match = TEMPORARY.fullmatch(name)
+    return match is not None and match[1] == MANIFEST
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        parse_json(content)
+    except ValueError:
+        return False
+    return True

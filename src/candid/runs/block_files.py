@@ -32,6 +32,9 @@ ROW_GROUP: Final = 2**18
 """Rows of a row group of a Parquet file."""
 PART: Final = re.compile(r"part-\d{5}\.(parquet|csv|jsonl)")
 """Names of the shards in a folder."""
+FILE: Final = rf"{re.escape(STATE)}|block-\d{{6}}\.(arrow|csv|jsonl)"
+WRITTEN: Final = re.compile(rf"{re.escape(LOCK)}|{FILE}|\.({FILE})\.[0-9a-f]{{32}}\.(tmp|lock)")
+"""Names of the files in a folder of blocks."""
 COPY: Final = 2**20
 """Bytes copied at once."""
 
@@ -194,14 +197,22 @@ def open_blocks(
         in_shards: whether ``out`` is a folder of shards.
 
     Raises:
-        ConfigError: an unknown suffix, another process writes this output, or ``out`` is a folder
-            with other files.
+        ConfigError: an unknown suffix, another process writes this output, or ``out`` or the folder
+            of its blocks holds other files.
         ArtifactError: the operating system refuses.
     """
     _check_target(out, in_shards)
     folder = out.parent / f".{out.name}.blocks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        other = next(
+            (p.name for p in sorted(folder.iterdir()) if not WRITTEN.fullmatch(p.name)), ""
+        )
+        if other:
+            raise ConfigError(
+                f"{folder} holds other files, such as {other}: move them away, or choose another "
+                "path"
+            )
         with one_writer(folder / LOCK, out):
             blocks = BlockFiles(out, folder, settings, started)
             try:

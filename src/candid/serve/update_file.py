@@ -21,11 +21,10 @@ import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
-from candid.atomic import sync, write_error
+from candid.atomic import TEMPORARY, sync, write_error
 from candid.errors import ArtifactError, ConfigError
 from candid.json_text import parse_json
 from candid.locks import acquire, holder
@@ -268,9 +267,11 @@ class UpdateFile:
 
     def _remove_stale(self) -> None:
         """Remove the temporary files of a writer that was killed."""
-        for stale in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
-            with contextlib.suppress(OSError):
-                stale.unlink()
+        for name in os.listdir(self.path.parent):
+            match = TEMPORARY.fullmatch(name)
+            if match is not None and (match[1], match[3]) == (self.path.name, "tmp"):
+                with contextlib.suppress(OSError):
+                    self.path.with_name(name).unlink()
 
 
 def _open(path: Path) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -37,6 +39,8 @@ from candid.training import Progress, has_checkpoint
 from candid.version import __version__
 
 RUN: Final = "run"
+FOLDER: Final = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
+"""Names of the folders of cells: id of the cell, and start of the digest of its settings."""
 STARTS: Final = "starts.json"
 MAX_STARTS: Final = 3
 """Starts of a cell without a new checkpoint: its process was killed each time, such as for memory,
@@ -150,8 +154,9 @@ class Cell:
 
     def forget(self) -> None:
         """Remove the files of the cell, and those of earlier settings."""
-        for folder in self.folder.parent.glob(f"{self.key.id}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for folder in cell_folders(self.folder.parent):
+            if folder.name.split("-")[0] == self.key.id:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _candidates_per_row(self) -> int:
         if self.config.sampler is None:
@@ -178,6 +183,12 @@ class Cell:
                 "memory; lower its sizes, or set training.checkpoint_every"
             )
         write_json(path, {"checkpoint": stamp, "count": count + 1})
+
+
+def cell_folders(parent: Path) -> list[Path]:
+    """Return the folders of cells that have not ended; other names are not of a study."""
+    names = os.listdir(parent) if parent.is_dir() else ()
+    return [parent / name for name in names if FOLDER.fullmatch(name)]
 
 
 def read_curve(run_folder: Path) -> tuple[CurvePoint, ...]:

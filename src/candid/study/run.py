@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from candid.atomic import write_error
-from candid.errors import CandidError, ConfigError, Interrupted, is_out_of_memory
+from candid.errors import CandidError, ConfigError, Interrupted, is_out_of_memory, is_panic
 from candid.locks import Lock, acquire
-from candid.study.cell import Cell
+from candid.study.cell import Cell, cell_folders
 from candid.study.config import Study
 from candid.study.cost import CostModel
 from candid.study.datasets import POLL_SECONDS, Datasets
@@ -177,7 +177,7 @@ class _Loop:
     def _remove_ended_folders(self) -> None:
         """Remove the folders of finished cells whose process was killed after the record."""
         finished = {key.id: key for key, one in self.records().items() if one.is_finished}
-        for folder in (self.out / "cells").glob("*-*"):
+        for folder in cell_folders(self.out / "cells"):
             key = finished.get(folder.name.split("-")[0])
             lock = None if key is None else self._lock(key)
             if lock is not None:
@@ -250,7 +250,9 @@ class _Loop:
             record = cell.run(self.out, self.study.measure, self.commit, display)
         except KeyboardInterrupt:  # Interrupted is one
             raise self._interrupted(key) from None
-        except Exception as error:  # one bad cell must not end a study of many hours
+        except BaseException as error:  # one bad cell must not end a study of many hours
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             seconds = round(time.process_time() - began, 2)
             record = replace(
                 cell.base_record(self.commit), error=_sentence(error), cpu_seconds=seconds
@@ -335,7 +337,7 @@ def _cpu_seconds(records: Iterable[Record]) -> float:
     return sum(record.cpu_seconds + record.measure_cpu_seconds for record in records)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     if isinstance(error, CandidError):
         return str(error)
     if is_out_of_memory(error):

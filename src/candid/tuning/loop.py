@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -286,8 +287,12 @@ class _Search:
         """Leave a folder that the same command can use again."""
         shutil.rmtree(self._folder(trial), ignore_errors=True)
         if len(self.history.trials) == 1:
-            for entry in self.out.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for name in (TRIALS, RECIPE):
+                (self.out / name).unlink(missing_ok=True)
+            if self.dataset.path == self.out / DATA:
+                shutil.rmtree(self.out / DATA)
+            with suppress(OSError):  # It has other files.
+                (self.out / FOLDERS).rmdir()
         else:
             trial.status = TrialStatus.STOPPED
             self.history.save(self.out)
