@@ -68,7 +68,15 @@ class Interrupted(KeyboardInterrupt):
     exit_code = 130
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust, such as Polars, stopped at an error of its own.
+
+    Such an error is not an ``Exception``. Each library has a class of its own with this name.
+    """
+    return type(error).__name__ == "PanicException"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, of the CPU or of an accelerator."""
     # torch raises a plain RuntimeError for memory of the CPU.
     is_of_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 
+import polars as pl
 import pytest
 
 from candid import cli
@@ -56,6 +57,12 @@ def failing(monkeypatch, capsys):
             RuntimeError(),
             1,
             "unexpected RuntimeError (no message); set CANDID_DEBUG=1 for the traceback",
+        ),
+        (
+            pl.exceptions.PanicException("index out of bounds:\n the len is 1"),
+            1,
+            "unexpected PanicException: index out of bounds: the len is 1; set CANDID_DEBUG=1 for "
+            "the traceback",
         ),
     ],
     ids=lambda value: type(value).__name__,

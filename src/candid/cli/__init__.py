@@ -42,7 +42,7 @@ from candid.cli.study import study
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
 from candid.cli.verify import verify
-from candid.errors import CandidError, ConfigError, Interrupted
+from candid.errors import CandidError, ConfigError, Interrupted, is_panic
 from candid.version import __version__
 
 INTERRUPTED = 130
@@ -132,7 +132,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted", INTERRUPTED)
     except OSError as error:
         return _fail(_os_message(error), 1)
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if _is_out_of_memory(error):
             return _fail(_memory_message(error), 1)
         # The outermost boundary: an unexpected error is one sentence too.
@@ -183,7 +185,7 @@ def _one_line(message: str) -> str:
     return f"{printable[:half]} … ({left_out:,} characters left out) … {printable[-half:]}"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation was refused; torch raises a plain RuntimeError for the CPU."""
     texts = ("can't allocate memory", "Storage size calculation overflowed")
     is_of_torch = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
@@ -192,7 +194,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _memory_message(error: Exception) -> str:
+def _memory_message(error: BaseException) -> str:
     asked = re.search(r"allocate ([\d.]+) ?([KMGTPE]iB|bytes)", str(error))
     size = f" for one array of {_size(asked)}" if asked else ""
     return (
