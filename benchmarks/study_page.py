@@ -111,6 +111,7 @@ def predictions() -> str:
             f"- **{claim.name}. {claim.prediction}**",
             f"    - *Needs:* {claim.needs}",
             f"    - *Test:* {claim.test}",
+            *([f"    - *Changed after the first run:* {claim.change}"] if claim.change else []),
         ]
     return "\n".join(lines)
 
@@ -125,12 +126,17 @@ def verdicts(studies: Mapping[str, Study]) -> str:
         return NOT_MEASURED
     lines = [row(["claim", *studies]), "|---|" + "---|" * len(studies)]
     against, undecided = [], []
-    judged = {name: _claims(name, study["summary"]) for name, study in studies.items()}
+    judged = {
+        name: _claims(name, study["summary"], allows_earlier_test=True)
+        for name, study in studies.items()
+    }
     for claim in CLAIMS:
         cells = [f"{claim.name}: {claim.prediction}"]
         for name, claims in judged.items():
             one = claims[claim.name]
-            cells.append(f"**{one['verdict']}**: {one['reason']}")
+            is_earlier = one.get("change", "") != claim.change
+            earlier = " (by the test before its change)" if is_earlier else ""
+            cells.append(f"**{one['verdict']}**: {one['reason']}{earlier}")
             against += [
                 f"- {claim.name}, {name}, {finding['label']}: {finding['detail']}."
                 for finding in one["findings"]
@@ -240,7 +246,9 @@ def _counts(rows: Sequence[ArmRow]) -> tuple[int, int, int]:
     return finished, failed, sum(row.planned for row in once) - finished - failed
 
 
-def _claims(name: str, summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _claims(
+    name: str, summary: Mapping[str, Any], *, allows_earlier_test: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return the verdicts of a study by the name of the claim.
 
     Raises:
@@ -248,8 +256,12 @@ def _claims(name: str, summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     judged = {one["name"]: one for one in summary["claims"]}
     for claim in CLAIMS:
-        texts = {key: getattr(claim, key) for key in ("prediction", "needs", "test")}
-        if not texts.items() <= judged.get(claim.name, {}).items():
+        texts = {key: getattr(claim, key) for key in ("prediction", "needs", "test", "change")}
+        found = judged.get(claim.name, {})
+        if allows_earlier_test and "change" not in found:
+            texts["test"] = claim.earlier_test or claim.test
+            del texts["change"]
+        if not texts.items() <= found.items():
             raise SystemExit(
                 f"study {name}: the verdict on {claim.name} is missing or has another prediction "
                 "or test; run candid study --report and take the study over again"

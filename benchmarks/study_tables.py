@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from candid.study import ARMS, ArmRow, GridPoint, StudySummary
 from candid.study.claim_tests import KEPT, MASKED, REFINED
-from candid.study.drift_cells import FULL, DriftCell
+from candid.study.drift_cells import FULL, DriftCell, users_text
 from candid.study.tables import DIGITS, REFERENCE, difference_text
 
 NOT_MEASURED = "Not measured yet."
@@ -58,6 +58,15 @@ def drifts(studies: Mapping[str, Study]) -> str:
             (MOST_SEEDS, lambda cell, most=most: cell.seeds == most),
         ]
         shown, note = _shortened(name, cells, rules)
+        imprecise = sum(not one.drift_is_above_its_error for one in cells)
+        is_known = all(one.drift_error is not None for one in cells)
+        words = "are below twice their error" if is_known else "were below twice their error"
+        more = "" if is_known else ", and are written as 0, without their error"
+        note = [
+            *note,
+            "",
+            f"{imprecise} of {len(cells)} drifts {words}{more}. {users_text(cells)}",
+        ]
         lines = [
             row([f"{name}: grid point", *columns]),
             "|---|---|" + "---:|" * (len(columns) - 1),
@@ -130,7 +139,6 @@ def _drift_row(cell: DriftCell, points: Points) -> str:
         n = points[cell.point][cell.arm].candidates_per_row
         ratio = ratio_text(n / cell.chi2)
     error = "" if cell.excess_error is None else f" ± {cell.excess_error:.3f}"
-    bias = "–" if cell.gradient_bias is None else f"{cell.gradient_bias:.3f}"
     return row(
         [
             cell.point.label,
@@ -138,11 +146,17 @@ def _drift_row(cell: DriftCell, points: Points) -> str:
             str(cell.seeds),
             "–" if cell.chi2 is None else f"{cell.chi2:.3g}",
             ratio,
-            f"{cell.drift:.3f}",
+            _with_error(cell.drift, cell.drift_error),
             f"{cell.excess:+.3f}{error}",
-            bias,
+            _with_error(cell.gradient_bias, cell.gradient_bias_error),
         ]
     )
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _difference_row(

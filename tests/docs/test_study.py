@@ -70,6 +70,7 @@ def test_take_over_keeps_the_recorded_command(script, finished):
         ("command", "summary.json has no command"),
         ("prediction", "the verdict on C2 is missing or has another prediction"),
         ("test", "the verdict on C2 is missing or has another prediction"),
+        ("change", "the verdict on C2 is missing or has another prediction"),
         ("claim", "the verdict on C2 is missing or has another prediction"),
     ],
 )
@@ -103,7 +104,7 @@ def test_page_matches_results(script):
 
 def test_page_has_every_prediction_with_its_test():
     for claim in CLAIMS:
-        for text in (claim.prediction, claim.needs, claim.test):
+        for text in (claim.prediction, claim.needs, claim.test, claim.change):
             assert text in PAGE
 
 
@@ -165,16 +166,48 @@ def test_drifts_stand_beside_the_excess_that_was_measured(script, studies):
     lines = script.drifts(studies).splitlines()
     (line,) = [line for line in lines if "n = 16 | `refined` |" in line]
     *start, excess, bias, _ = map(str.strip, line.split("|"))
-    assert start[3:] == ["6", "8", "2", "0.400"]
+    assert start[3:] == ["6", "8", "2", "0.400 ± 0.001"]
     value, error = map(float, excess.split(" ± "))
     assert value == pytest.approx(0.5, abs=0.01)
     assert 0 < error < 0.01
-    assert bias == "0.200"
+    assert bias == "0.200 ± 0.001"
     # bce has no drift.
-    assert [line.split("`")[1] for line in lines[2:]] == [
+    assert [line.split("`")[1] for line in lines[2:-2]] == [
         *("none", "logq_kept", "refined"),
         *("none", "logq_kept"),
     ]
+    assert lines[-2:] == [
+        "",
+        "4 of 5 drifts are below twice their error. chi2 and the gradient bias are over 256 "
+        "users, the drift is over 64 of them.",
+    ]
+
+
+def earlier(study):
+    """The study as its first run was taken over: other tests, and drifts as 0 without errors."""
+    summary = study["summary"]
+    claims = [
+        {name: value for name, value in one.items() if name != "change"}
+        | {"test": claim.earlier_test or claim.test}
+        for one, claim in zip(summary["claims"], CLAIMS, strict=True)
+    ]
+    new = ("drift_error", "gradient_bias_error", "chi2_users", "drift_users")
+    drifts = [{k: v for k, v in one.items() if k not in new} for one in summary["drifts"]]
+    return study | {"summary": summary | {"claims": claims, "drifts": drifts}}
+
+
+def test_results_by_an_earlier_test_are_marked(script, studies):
+    (study,) = studies.values()
+    mark = "(by the test before its change)"
+    assert mark not in script.verdicts(studies)
+    rows = script.verdicts({"small": earlier(study)}).splitlines()
+    assert [row[2:4] for row in rows if mark in row] == ["C5", "C6"]
+    text = script.drifts({"small": earlier(study)})
+    assert "| 0.400 |" in text
+    assert text.endswith(
+        "4 of 5 drifts were below twice their error, and are written as 0, without their error. "
+        "The number of users of chi2 and drift was not recorded."
+    )
 
 
 def many(study, datasets):
@@ -211,11 +244,11 @@ def test_long_tables_are_shortened_by_a_stated_rule(script, studies):
     text = script.drifts(many(study, 13))
     assert size(text) == 39
     kept = "the arms logq_masked, logq_kept, refined"
-    assert text.endswith(f"\n\n39 of 65 rows: {kept}. {path}")
+    assert f"\n\n39 of 65 rows: {kept}. {path}\n" in text
     text = script.drifts(many(study, 20))
     assert size(text) == 40
     seeds = "the grid points with the most seeds, of these the first"
-    assert text.endswith(f"\n\n40 of 100 rows: {kept}, {seeds}. {path}")
+    assert f"\n\n40 of 100 rows: {kept}, {seeds}. {path}\n" in text
 
 
 def unfinished(page, readme):

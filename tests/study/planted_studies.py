@@ -97,7 +97,9 @@ class PlantedStudy:
         return Record(
             key,
             "finished",
-            num_items=self.num_items,
+            num_items=2 * self.num_items,
+            softmax_items=self.num_items,
+            ranked_items=self.num_items,
             num_users=self.users,
             candidates_per_row=self.num_items if full else key.num_candidates,
             steps=200,
@@ -110,6 +112,8 @@ class PlantedStudy:
             cpu_seconds=arm.cpu_seconds + key.seed,
             peak_mib=500.0,
             chi2=None if full else Quantiles(2.0, 8.0, 50.0),
+            chi2_users=0 if full else 256,
+            drift_users=0 if full or arm.drift is None else 64,
             drift=None if full or arm.drift is None else Measured(arm.drift, 0.001),
             gradient_bias=None
             if full or arm.gradient_bias is None

@@ -103,6 +103,28 @@ def test_catalogs_beside_the_sizes_of_a_claim_are_the_reason_that_it_is_not_deci
         assert claim["reason"] == reason
 
 
+def test_catalog_has_the_items_that_are_compared_and_ranked(study, planted_arm):
+    """V is twice as large: it has items that training never has as a target."""
+    assert study(num_items=49_999)["C6"]["reason"].startswith("no catalog of the study has")
+    (finding,) = study({256: {"logq_kept": planted_arm(nll=0.5)}}, num_items=50_000)["C6"][
+        "findings"
+    ]
+    assert finding["detail"].startswith("popularity, n = 256")
+
+
+def test_share_of_the_candidates_is_that_of_the_compared_items(
+    tmp_path, planted_study, planted_arm
+):
+    """600 candidates are 1 % of 60,000 items; 601 to 1,200 are only 1 % of V."""
+    points = {
+        ("popularity", n): {"logq_kept": planted_arm(cpu_seconds=20)} for n in (600, 601, 1200)
+    }
+    planted_study(points, users=50).write(tmp_path)
+    claims = {one["name"]: one for one in judge_claims(StudyCells(tmp_path))}
+    (finding,) = claims["C6"]["findings"]
+    assert finding["detail"].startswith("popularity, n = 600")
+
+
 def test_catalog_of_unknown_size_may_be_in_the_range_of_a_claim(tmp_path):
     claims = judge(tmp_path, [("none", 0, "full_softmax"), ("popularity", 16, "logq_kept")])
     for name in ("C6", "C7"):
@@ -327,13 +349,66 @@ def test_drift_and_gradient_bias_are_those_of_the_common_seeds_and_follow_one_ru
     full = planted_arm(failed=(0, 1))
     planted_study({("popularity", 16): arms}, users=20, full=full).write(tmp_path)
     (cell,) = drift_cells(StudyCells(tmp_path))
-    assert (cell.drift, cell.gradient_bias, cell.seeds) == (0.0, 0.0, 3)
+    assert cell.seeds == 3
+    for value, error in (
+        (cell.drift, cell.drift_error),
+        (cell.gradient_bias, cell.gradient_bias_error),
+    ):
+        assert (value, error) == pytest.approx((0.0015, 0.001))
+    assert (cell.drift_is_above_its_error, cell.bias_is_above_its_error) == (False, False)
+    assert (cell.chi2_users, cell.drift_users) == (256, 64)
 
 
-def test_drift_below_twice_its_error_counts_as_zero(tmp_path, planted_study, planted_arm):
+def test_value_of_a_drift_below_twice_its_error_is_kept(tmp_path, planted_study, planted_arm):
     arms = {"refined": planted_arm(drift=0.0015), "refined_jackknife": planted_arm(drift=0.0025)}
     planted_study({("popularity", 16): arms}, users=20).write(tmp_path)
-    assert [one.drift for one in drift_cells(StudyCells(tmp_path))] == [0.0, 0.0025]
+    cells = drift_cells(StudyCells(tmp_path))
+    assert [one.drift for one in cells] == pytest.approx([0.0015, 0.0025])
+    assert [one.drift_is_above_its_error for one in cells] == [False, True]
+
+
+def test_small_drifts_rank_the_excess_as_measured_and_are_zero_beside_it(
+    tmp_path, planted_study, planted_arm
+):
+    """All drifts are below twice their error of .001, and still in the order of the excess."""
+    for number in range(5):
+        arms = {
+            name: planted_arm(nll=1000 * drift, drift=drift, gradient_bias=0.6 - drift)
+            for name, drift in (
+                ("refined", 0.0001 * (number + 1)),
+                ("none", 0.0001 * (number + 6)),
+            )
+        }
+        planted_study({("popularity", 16): arms}, dataset=f"films {number}", users=50).write(
+            tmp_path
+        )
+    claim = next(one for one in judge_claims(StudyCells(tmp_path)) if one["name"] == "C5")
+    assert claim["verdict"] == "supported"
+    assert claim["reason"].startswith("10 cells: rank correlation with the excess NLL 1.00 ")
+    assert (
+        "; 10 drifts are below twice their error, as 0: nan (nan to nan); 0 gradient"
+        in (claim["reason"])
+    )
+
+
+def test_datasets_of_one_source_are_drawn_together(tmp_path, planted_study, planted_arm):
+    """Four datasets of one source agree; a fifth one that does not is drawn alone as often."""
+    ranked(tmp_path, planted_study, planted_arm, datasets=4)
+    arms = {
+        name: planted_arm(nll=5 - drift, drift=drift, gradient_bias=0.1)
+        for name, drift in (("refined", 0.1), ("none", 0.2), ("logq_kept", 0.3))
+    }
+    planted_study({("popularity", 16): arms}, dataset="other", users=50).write(tmp_path)
+    sources = {f"films {number}": "films" for number in range(4)}
+    reasons = [
+        next(
+            one for one in judge_claims(StudyCells(tmp_path, sources=given)) if one["name"] == "C5"
+        )["reason"]
+        for given in (None, sources)
+    ]
+    low = [float(reason.split(" (")[1].split(" to ")[0]) for reason in reasons]
+    assert low[1] < low[0]
+    assert low[1] == -1.0
 
 
 def test_grid_points_are_adjusted_against_chance_but_not_for_support():

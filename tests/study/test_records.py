@@ -91,14 +91,20 @@ def test_changed_line_is_refused(tmp_path, old, new):
         assert read_records(tmp_path) != [RECORD]
 
 
-def test_line_of_version_1_is_read_without_a_checksum(tmp_path):
-    table = RECORD.to_json() | {"format": 1}
-    del table["checksum"], table["users_checksum"]
+@pytest.mark.parametrize("version", [1, 2])
+def test_line_of_an_earlier_format_is_refused(tmp_path, version):
+    table = RECORD.to_json() | {"format": version}
     (tmp_path / "records.jsonl").write_text(json.dumps(table) + "\n")
-    assert read_records(tmp_path) == [RECORD]
-    (tmp_path / "records.jsonl").write_text(json.dumps(table | {"format": 2}) + "\n")
-    with pytest.raises(ArtifactError, match="differs from its checksum"):
+    with pytest.raises(ArtifactError, match=rf"line 1 cannot be read \(format {version}, this"):
         read_records(tmp_path)
+
+
+def test_compared_items_are_those_of_both_softmax_and_ranking():
+    for softmax, ranked in ((80, 60), (60, 80)):
+        record = dataclasses.replace(
+            RECORD, num_items=100, softmax_items=softmax, ranked_items=ranked
+        )
+        assert record.compared_items == 60
 
 
 def test_ids_of_keys_differ_in_every_part():
@@ -137,6 +143,6 @@ def test_values_of_users_are_read_as_they_were_written(tmp_path):
         with pytest.raises(ArtifactError, match="cannot be read"):
             read_users(tmp_path, record)
     np.savez(path, **dataclasses.asdict(values) | {"ndcg": np.zeros(3)})
-    assert not read_users(tmp_path, record).ndcg.any()  # a line of version 1
+    assert not read_users(tmp_path, record).ndcg.any()  # a record without a checksum
     with pytest.raises(ArtifactError, match="differs from its checksum; remove the line"):
         read_users(tmp_path, stated)

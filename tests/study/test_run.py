@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -15,13 +16,14 @@ import pytest
 import torch
 
 import candid
+from candid.batches import target_counts
 from candid.errors import ConfigError, DataError, Interrupted
 from candid.locks import acquire
 from candid.runs import train_run
 from candid.samplers.popularity import Popularity
 from candid.study import parse_study, read_records, read_users, run_study
 from candid.study import run as run_module
-from candid.study.cell import Cell
+from candid.study.cell import Cell, softmax_items
 from candid.study.cost import CostModel
 from candid.study.datasets import Datasets
 from candid.study.folder import open_folder
@@ -112,8 +114,20 @@ def test_study_records_every_cell(complete):
         assert (record.test == {}) == (record.key.phase == "pilot")
 
 
+def test_items_of_the_softmax_are_all_or_those_with_a_target():
+    for softmax_over, number in (("all", 3), ("trained", 2)):
+        run = SimpleNamespace(
+            config=SimpleNamespace(training=SimpleNamespace(softmax_over=softmax_over)),
+            dataset=SimpleNamespace(num_items=3),
+            item_counts=np.array([4.0, 0.0, 1.0]),
+        )
+        assert softmax_items(run) == number
+
+
 def test_measurements_of_a_main_cell_agree_with_each_other(complete):
     out, result = complete
+    batches = Grid(study_with()).config(result.records[0].key).batches
+    num_trained = np.count_nonzero(target_counts(open_synthetic(study_with(), out), batches))
     for record in (one for one in result.records if one.key.phase == "main"):
         users = read_users(out, record)
         assert len(users.user_ids) == record.num_users > 20
@@ -128,13 +142,15 @@ def test_measurements_of_a_main_cell_agree_with_each_other(complete):
         )
         assert mean_nll == pytest.approx(users.nll.mean())
         bins = record.calibration
-        assert sum(one.pairs for one in bins) == 20 * record.num_items
+        assert sum(one.pairs for one in bins) == 20 * record.ranked_items
         assert sum(one.pairs * one.stated for one in bins) == pytest.approx(20, rel=1e-5)
         assert sum(one.pairs * one.observed for one in bins) == pytest.approx(20)
         assert all(one.low <= one.stated <= one.high for one in bins)
+        assert (record.softmax_items, record.ranked_items) == (num_trained, record.num_items)
         is_sampled = record.key.arm != "full_softmax"
+        assert (record.chi2_users, record.drift_users) == (60, 60) if is_sampled else (0, 0)
         assert (record.drift is not None) == (record.chi2 is not None) == is_sampled
-        assert record.candidates_per_row == (4 if is_sampled else record.num_items)
+        assert record.candidates_per_row == (4 if is_sampled else record.softmax_items)
 
 
 def test_killed_study_has_the_records_of_an_uninterrupted_one(complete, copied):

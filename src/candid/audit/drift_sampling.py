@@ -42,6 +42,8 @@ class DriftSampling:
         num_positives: positives of each user that are compared with a sample.
         memory: bytes for the sums of gradients; users that do not fit together are measured one
             after the other.
+        scores: users · positives · candidates · samples, above which there are fewer samples, where
+            the users share their samples.
 
     Raises:
         ConfigError: a number is too small.
@@ -51,6 +53,7 @@ class DriftSampling:
     repeats: int | None = None
     num_positives: int = 1
     memory: int = 1 << 30
+    scores: int = SCORES
 
     def __post_init__(self) -> None:
         if self.users is not None and self.users < 1:
@@ -87,7 +90,7 @@ class DriftSampling:
         """
         repeats = self.repeats
         if repeats is None:
-            scores = SCORES_PER_ROW if samples_per_row else SCORES
+            scores = SCORES_PER_ROW if samples_per_row else self.scores
             of_a_repeat = num_users * self.num_positives * num_scores
             repeats = max(2 * NUM_GROUPS, min(MAX_REPEATS, scores // max(1, of_a_repeat)))
         return self._budget(repeats, seed)

@@ -116,7 +116,7 @@ def _write_report(
     from candid.study import StudyCells, summarize
     from candid.study.grid import Grid
 
-    cells = StudyCells(out, records, Grid(content).seeds)
+    cells = StudyCells(out, records, Grid(content).seeds, content.sources)
     summary = summarize(cells)
     command = shlex.join(["candid", "study", str(file), "--out", str(out)])
     write_json(out / "summary.json", {"command": command, **summary.to_json()})

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from candid.report.figures import Curve, Panel, calibration, line_panels, log_log
 from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
 from candid.study import ARMS, ArmRow, GridPoint, Record, StudyCells, StudySummary
-from candid.study.drift_cells import FULL
+from candid.study.drift_cells import FULL, DriftCell, users_text
 from candid.study.study_cells import Metric
 from candid.study.tables import COLUMNS, REFERENCE
 
@@ -48,7 +49,8 @@ def write_study_page(path: Path | str, name: str, study: StudyCells, summary: St
                 [one["name"], one["prediction"], one["verdict"], one["reason"]]
                 for one in summary.claims
             ],
-            "Predictions and tests were fixed before the cells were run.",
+            "Predictions and tests were fixed before the first study was run. What changed in a "
+            "test since then is stated with its grid points.",
             text_columns=(1, 2, 3),
         ),
         *_drift_figures(summary),
@@ -56,14 +58,19 @@ def write_study_page(path: Path | str, name: str, study: StudyCells, summary: St
     for block in study.blocks:
         blocks += _block_of_data(study, summary, block)
     for claim in summary.claims:
-        if claim["findings"]:
+        if claim["findings"] or claim["change"]:
             rows = [[one["label"], one["verdict"], one["detail"]] for one in claim["findings"]]
             blocks += [
                 Heading(f"{claim['name']} by grid point"),
-                Paragraph(f"{claim['prediction']} Needs: {claim['needs']} Test: {claim['test']}"),
+                Paragraph(_claim_text(claim)),
                 Table(("grid point", "verdict", "values"), rows, text_columns=(1, 2)),
             ]
     write_report(path, f"candid study: {name}", _summary(summary), blocks)
+
+
+def _claim_text(claim: Mapping[str, Any]) -> str:
+    change = f" Changed after the first run: {claim['change']}" if claim["change"] else ""
+    return f"{claim['prediction']} Needs: {claim['needs']} Test: {claim['test']}{change}"
 
 
 def _summary(summary: StudySummary) -> str:
@@ -100,7 +107,9 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
 
     blocks: list[Block] = [Heading("Drift")]
     hidden = sum(one.drift <= 0 or one.excess <= 0 for one in cells)
-    reason = "their drift is not above twice its error, or their excess not above 0"
+    imprecise = sum(not one.drift_is_above_its_error for one in cells)
+    reason = "their drift or their excess is not above 0"
+    sizes = users_text(cells)
     if by_drift := curves(lambda index: (cells[index].drift, cells[index].excess)):
         figure = log_log(
             by_drift,
@@ -112,7 +121,8 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
         )
         caption = (
             "Excess NLL of the trained models against the drift predicted at them, a point for "
-            f"each arm and grid point. {hidden} of {len(cells)} points are not shown: {reason}."
+            f"each arm and grid point. {hidden} of {len(cells)} points are not shown: {reason}. "
+            f"{imprecise} drifts are below twice their error. {sizes}"
         )
         blocks.append(Figure(figure, caption, "Points of measured excess NLL by predicted drift."))
     else:
@@ -127,10 +137,23 @@ def _drift_figures(summary: StudySummary) -> list[Block]:
         )
         caption = (
             "Excess NLL against n / chi2 for all datasets, with the median chi2 of the users. "
-            "Points of an arm that lie on one curve depend on n and chi2 by their ratio alone."
+            "Points of an arm that lie on one curve depend on n and chi2 by their ratio alone. "
+            f"{_without_point(cells, against_chi2)} {sizes}"
         )
         blocks.append(Figure(figure, caption, "Points of measured excess NLL by n over chi2."))
     return blocks
+
+
+def _without_point(
+    cells: Sequence[DriftCell], of: Callable[[int], tuple[float, float] | None]
+) -> str:
+    """Return how many cells have no point on the logarithmic axes, and why."""
+    points = [of(index) for index in range(len(cells))]
+    hidden = sum(point is None or min(point) <= 0 for point in points)
+    return (
+        f"{hidden} of {len(cells)} points are not shown: their excess is not above 0, or their "
+        "chi2 is not known."
+    )
 
 
 def _block_of_data(study: StudyCells, summary: StudySummary, block: GridPoint) -> list[Block]:

@@ -24,8 +24,9 @@ from candid.checksums import checksum, read_error
 from candid.config import RunConfig
 from candid.data import PreparedDataset
 from candid.errors import ArtifactError, ConfigError
+from candid.evaluation import catalog_mask
 from candid.json_text import parse_json, read_json
-from candid.runs import load_run, peak_memory_mib, train_run
+from candid.runs import Run, load_run, peak_memory_mib, train_run
 from candid.study.config import MeasureConfig
 from candid.study.measure import (
     measure_calibration,
@@ -124,7 +125,11 @@ class Cell:
         run = load_run(run_folder, self.dataset)
         values: dict[str, Any] = {
             "status": "finished",
-            "candidates_per_row": self._candidates_per_row(),
+            "softmax_items": softmax_items(run),
+            "ranked_items": int(
+                catalog_mask(run.dataset, run.item_counts, run.config.evaluation.catalog).sum()
+            ),
+            "candidates_per_row": self._candidates_per_row(run),
             "steps": result.state.step,
             "validation": validation_metrics(run),
             "curve": read_curve(run_folder),
@@ -145,7 +150,9 @@ class Cell:
             if estimator is not None:
                 values |= {
                     "chi2": estimator.chi2,
+                    "chi2_users": estimator.users,
                     "drift": estimator.drift,
+                    "drift_users": estimator.drift_users,
                     "gradient_bias": estimator.gradient_bias,
                 }
         values["measure_cpu_seconds"] = round(time.process_time() - began, 2)
@@ -158,9 +165,9 @@ class Cell:
             if folder.name.split("-")[0] == self.key.id:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _candidates_per_row(self) -> int:
+    def _candidates_per_row(self, run: Run) -> int:
         if self.config.sampler is None:
-            return self.dataset.num_items
+            return softmax_items(run)
         loader = Loader(self.dataset, self.config.batches, seed=self.config.seed)
         return self.config.sampler.candidates_per_row(len(loader.batch(0, 0)))
 
@@ -189,6 +196,13 @@ def cell_folders(parent: Path) -> list[Path]:
     """Return the folders of cells that have not ended; other names are not of a study."""
     names = os.listdir(parent) if parent.is_dir() else ()
     return [parent / name for name in names if FOLDER.fullmatch(name)]
+
+
+def softmax_items(run: Run) -> int:
+    """Return the number of items of the softmax in training: all, or those with a target."""
+    if run.config.training.softmax_over == "all":
+        return run.dataset.num_items
+    return int((run.item_counts > 0).sum())
 
 
 def read_curve(run_folder: Path) -> tuple[CurvePoint, ...]:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from candid.evaluation import holm
-from candid.study.drift_cells import FULL, drift_cells, predicted_difference
+from candid.study.drift_cells import FULL, DriftCell, drift_cells, predicted_difference
 from candid.study.statistics import (
     PairedDifference,
     paired_difference,
@@ -191,19 +191,35 @@ def drift_ranks_the_excess(study: StudyCells) -> Judgement:
         reason = f"{len(cells)} cells of {len(set(datasets))} datasets with a drift; needs "
         reason += f"{MIN_PAIRS} cells of {MIN_DATASETS} datasets, each with {MIN_SEEDS} seeds"
         return Judgement("not decided", reason)
-    excess = [one.excess for one in cells]
-    drift = rank_correlation([one.drift for one in cells], excess, groups=datasets)
+    excess, sources = [one.excess for one in cells], [study.source(name) for name in datasets]
+    drift = rank_correlation([one.drift for one in cells], excess, groups=sources)
     reason = f"{len(cells)} cells: rank correlation with the excess NLL {drift} of drift"
     biases = [one.gradient_bias for one in cells if one.gradient_bias is not None]
     all_known = len(biases) == len(cells)
-    bias = rank_correlation(biases, excess, groups=datasets) if all_known else None
+    bias = rank_correlation(biases, excess, groups=sources) if all_known else None
     known = "was not measured in all cells" if bias is None else f"{bias}"
-    reason += f"; of the gradient bias given the positive: {known}"
+    reason += f"; of the gradient bias given the positive: {known}; {_with_zeros(cells, sources)}"
     if drift.high < CORRELATION or (bias is not None and bias.low > CORRELATION):
         return Judgement("against", reason)
     if drift.low > CORRELATION and bias is not None and bias.high < CORRELATION:
         return Judgement("supported", reason)
     return Judgement("not decided", reason)
+
+
+def _with_zeros(cells: Sequence[DriftCell], sources: Sequence[str]) -> str:
+    """Return the correlations with values below twice their error as 0, and how many there are."""
+    columns = {
+        "drifts": [one.drift if one.drift_is_above_its_error else 0.0 for one in cells],
+        "gradient biases": [
+            one.gradient_bias if one.gradient_bias and one.bias_is_above_its_error else 0.0
+            for one in cells
+        ],
+    }
+    parts = []
+    for name, values in columns.items():
+        found = rank_correlation(values, [one.excess for one in cells], groups=sources)
+        parts.append(f"{values.count(0.0)} {name} are below twice their error, as 0: {found}")
+    return "; ".join(parts)
 
 
 def sampled_is_level(study: StudyCells, least: int, most: float) -> Judgement:

@@ -41,6 +41,11 @@ class DatasetConfig(ComponentConfig):
         default_factory=lambda: {"leave-one-out": {"kind": "leave-one-out"}},
         description="splits by name, each with the keys of [data.split]",
     )
+    source: str | None = Field(
+        None,
+        description="name of the data behind it; datasets of one source are not independent, and "
+        "stay together in the bootstrap of C5; absent: the name of the dataset",
+    )
     recipe: Table = Field(default_factory=dict, description="recipe keys of this dataset")
     learning_rates: tuple[float, ...] = Field(
         (), description="learning rates of its pilot; empty: those of the pilot"
@@ -232,6 +237,11 @@ class Study:
                 "which would be measured with the noise that chose their learning rate; choose "
                 "another one"
             )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Name of the data behind each dataset."""
+        return {name: one.source or name for name, one in self.datasets.items()}
 
     def learning_rates(self, name: str) -> tuple[float, ...]:
         """Return the learning rates of the pilot of a dataset, ascending."""

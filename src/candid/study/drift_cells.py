@@ -22,13 +22,19 @@ class DriftCell:
     Attributes:
         point: the grid point.
         arm: the arm.
-        drift: predicted, in nats, mean over the seeds; 0 where it is below twice its error.
-        gradient_bias: given the positive, by the same rule; None where a seed lacks it.
+        drift: predicted, in nats, mean over the seeds.
+        gradient_bias: given the positive, mean over the seeds; None where a seed lacks it.
         excess: NLL over that of the full softmax, in nats.
         excess_error: its standard error over users and seeds; None for a single user.
         chi2: median over the users, mean over the seeds; None where it is unknown.
         seeds: number of finished seeds that the arm and the full softmax share. All values are
             those of these seeds.
+        drift_error: standard error of ``drift``; None in a summary of an earlier version, whose
+            ``drift`` and ``gradient_bias`` are 0 where they were below twice their error.
+        gradient_bias_error: that of ``gradient_bias``; None also where that is None.
+        chi2_users: least number of users of ``chi2`` and ``gradient_bias`` in a seed; None in a
+            summary of an earlier version.
+        drift_users: that of ``drift``.
     """
 
     point: GridPoint
@@ -39,6 +45,21 @@ class DriftCell:
     excess_error: float | None
     chi2: float | None
     seeds: int
+    drift_error: float | None = None
+    gradient_bias_error: float | None = None
+    chi2_users: int | None = None
+    drift_users: int | None = None
+
+    @property
+    def drift_is_above_its_error(self) -> bool:
+        """Whether the drift is at least twice its error, so that it is different from 0."""
+        return self.drift > 0 and self.drift >= 2 * (self.drift_error or 0.0)
+
+    @property
+    def bias_is_above_its_error(self) -> bool:
+        """Whether the gradient bias is known and at least twice its error."""
+        bias = self.gradient_bias or 0.0
+        return bias > 0 and bias >= 2 * (self.gradient_bias_error or 0.0)
 
 
 def drift_cells(study: StudyCells) -> list[DriftCell]:
@@ -56,19 +77,40 @@ def drift_cells(study: StudyCells) -> list[DriftCell]:
                 continue
             biases = [one.gradient_bias for one in finished if one.gradient_bias is not None]
             chi2 = [one.chi2.p50 for one in finished if one.chi2 and one.chi2.p50 is not None]
+            drift, drift_error = _mean(drifts)
+            bias, bias_error = _mean(biases) if len(biases) == len(finished) else (None, None)
             cells.append(
                 DriftCell(
                     point,
                     arm,
-                    _above_error(drifts),
-                    _above_error(biases) if len(biases) == len(finished) else None,
+                    drift,
+                    bias,
                     gap.value,
                     finite(gap.error),
                     fmean(chi2) if chi2 else None,
                     gap.seeds,
+                    drift_error,
+                    bias_error,
+                    min(one.chi2_users for one in finished),
+                    min(one.drift_users for one in finished),
                 )
             )
     return cells
+
+
+def users_text(cells: Sequence[DriftCell]) -> str:
+    """Return a sentence with the number of users of the measurements, for captions."""
+    known = [(one.chi2_users, one.drift_users) for one in cells]
+    columns = [[one for one in column if one is not None] for column in zip(*known, strict=True)]
+    if not all(columns):
+        return "The number of users of chi2 and drift was not recorded."
+    chi2, drift = (_range(column) for column in columns)
+    return f"chi2 and the gradient bias are over {chi2} users, the drift is over {drift} of them."
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def predicted_difference(
@@ -83,12 +125,6 @@ def predicted_difference(
         return None
     (first, first_error), (second, second_error) = map(_mean, drifts)
     return first - second, math.hypot(first_error, second_error)
-
-
-def _above_error(measured: Sequence[Measured]) -> float:
-    """Return the mean over seeds, or 0 where it is below twice its error."""
-    value, error = _mean(measured)
-    return value if value >= 2 * error else 0.0
 
 
 def _mean(measured: Sequence[Measured]) -> tuple[float, float]:

@@ -35,7 +35,12 @@ from candid.study.user_values import Floats, UserValues
 MIN_USERS = 256
 """Least number of users of a test measurement, however large the catalog is."""
 DRIFT_ROWS = 256
-"""Training rows among which the users of a drift are chosen."""
+"""Training rows, each of another user, of chi2 and of the gradient bias."""
+DRIFT_USERS = 64
+"""Users of a drift, the first of these rows."""
+DRIFT = DriftSampling(users=DRIFT_USERS, memory=1 << 28, scores=1 << 26)
+"""64 users of 65,536 items fit into the memory. With up to 512 candidates there are 2,048 samples;
+with 60,000 items a drift takes 3 CPU seconds."""
 BIAS = SamplingBudget(repeats=128)
 NUM_GROUPS = 10
 BIN_EDGES = np.array([0.0, *(10.0 ** np.arange(-7, 0.5, 0.5))])
@@ -167,11 +172,15 @@ class EstimatorMeasurement:
         chi2: by user; None beside exact candidates.
         drift: in nats.
         gradient_bias: given the positive, relative to the length of the gradient.
+        users: number of users of ``chi2`` and ``gradient_bias``.
+        drift_users: number of users of ``drift``.
     """
 
     chi2: Quantiles | None
     drift: Measured
     gradient_bias: Measured
+    users: int
+    drift_users: int
 
 
 def measure_estimator(run: Run, settings: MeasureConfig) -> EstimatorMeasurement | None:
@@ -196,18 +205,21 @@ def estimator_at(case: AuditCase, data: AuditInput) -> EstimatorMeasurement:
     The catalog are the items that the sampler can draw: training with it leaves the others out
     of the softmax.
     """
-    sampling = DriftSampling()
     support = case.sampler.build(data.counts).support(data.counts > 0)
-    data = sampling.users_of(data.restricted_to(support))
+    data = data.restricted_to(support)
+    few = DRIFT.users_of(data)
     generator = torch.Generator().manual_seed(0)
     batch_rows = case.num_candidates if case.batch_rows is None else case.batch_rows
-    sampler = AuditSampler(case.sampler, data, batch_rows=batch_rows, generator=generator)
-    distance = proposal_distance(data, sampler)
-    budget = sampling.budget(
-        len(data.query), case.num_candidates, 0, samples_per_row=case.sampler.samples_per_row
+    sampler, sampler_of_few = (
+        AuditSampler(case.sampler, one, batch_rows=batch_rows, generator=generator)
+        for one in (data, few)
     )
+    distance = proposal_distance(data, sampler)
     own = case.estimators[:1]
-    drift = measure_drift(data, sampler, own, budget)[0]
+    budget = DRIFT.budget(
+        len(few.query), case.num_candidates, 0, samples_per_row=case.sampler.samples_per_row
+    )
+    drift = measure_drift(few, sampler_of_few, own, budget)[0]
     bias = measure(data, compute_full_softmax(data), sampler, own, BIAS)[0].statistics()
     quantiles = None
     if distance is not None:
@@ -217,6 +229,8 @@ def estimator_at(case: AuditCase, data: AuditInput) -> EstimatorMeasurement:
         quantiles,
         Measured(drift.mean, finite(drift.error)),
         Measured(bias.bias, finite(bias.bias_error)),
+        bias.num_rows,
+        len(drift.by_user),
     )
 
 

@@ -26,9 +26,10 @@ from candid.errors import ArtifactError
 from candid.json_text import parse_json
 
 RECORDS: Final = "records.jsonl"
-FORMAT: Final = 2
-"""Version of a line; it increases when the meaning of a field changes. Lines of version 1 have no
-checksum, and are read as they are."""
+FORMAT: Final = 3
+"""Version of a line; it increases when the meaning of a field changes. Lines of versions 1 and 2
+are refused: their chi2, drift and gradient bias are those of other users, and the items of their
+softmax are not known."""
 
 Phase = Literal["pilot", "main"]
 Status = Literal["finished", "failed"]
@@ -169,8 +170,12 @@ class Record:
         commit: git commit of the study file's repository, or None.
         versions: of candid, torch, numpy and Python, by name.
         num_items: V, size of the catalog.
+        softmax_items: items of the softmax in training: V, or those that are ever a target with
+            ``training.softmax_over = "trained"``.
+        ranked_items: items that test and validation rank, those of ``evaluation.catalog``.
         num_users: users of the test measurement.
-        candidates_per_row: candidates that a row is compared with: V for the whole catalog.
+        candidates_per_row: candidates that a row is compared with: ``softmax_items`` for the whole
+            catalog.
         steps: optimizer steps of the training.
         test: metrics on the test split by name, "ndcg@10" and "nll" among them. Empty in a pilot,
             which does not read the test split.
@@ -181,14 +186,16 @@ class Record:
         peak_mib: largest resident memory of the process while the cell ran.
         chi2: Σ P²/Q - 1 of the trained model and its sampler by user; None without a sampler or
             beside exact candidates.
+        chi2_users: users of ``chi2`` and ``gradient_bias``.
         drift: predicted drift, in nats, of the cell's estimator at the trained model with the
             cell's sampler and n; None where the loss estimates no softmax.
+        drift_users: users of ``drift``, the first of those of ``chi2``.
         gradient_bias: bias of the gradient given the positive, relative to its length, of the same
             estimator at the trained model; None where ``drift`` is None.
         calibration: bins of P(item | user) on the test split.
         popularity: test metrics by popularity of the target, least popular first.
         users: file of the values of each user, relative to the folder of the study; or None.
-        users_checksum: SHA-256 of that file; None without one, and in lines of version 1.
+        users_checksum: SHA-256 of that file; None without one.
     """
 
     key: CellKey
@@ -199,6 +206,8 @@ class Record:
     commit: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     num_items: int = 0
+    softmax_items: int = 0
+    ranked_items: int = 0
     num_users: int = 0
     candidates_per_row: int = 0
     steps: int = 0
@@ -209,7 +218,9 @@ class Record:
     measure_cpu_seconds: float = 0.0
     peak_mib: float = 0.0
     chi2: Quantiles | None = None
+    chi2_users: int = 0
     drift: Measured | None = None
+    drift_users: int = 0
     gradient_bias: Measured | None = None
     calibration: tuple[CalibrationBin, ...] = ()
     popularity: tuple[PopularityGroup, ...] = ()
@@ -220,6 +231,11 @@ class Record:
     def is_finished(self) -> bool:
         """Whether the cell has its measurements."""
         return self.status == "finished"
+
+    @property
+    def compared_items(self) -> int:
+        """Items that both the softmax and the ranking have: the smaller number of the two."""
+        return min(self.softmax_items, self.ranked_items)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with their checksum."""
@@ -235,9 +251,9 @@ class Record:
             ValueError: a line of another format, or one that differs from its checksum.
         """
         values = {name: value for name, value in table.items() if name != SEAL}
-        if (version := values.pop("format")) not in (1, FORMAT):
+        if (version := values.pop("format")) != FORMAT:
             raise ValueError(f"format {version}, this version reads {FORMAT}")
-        if version == FORMAT and is_verifying() and not has_valid_seal(table):
+        if is_verifying() and not has_valid_seal(table):
             raise ValueError("it differs from its checksum")
         return cls(
             **values

@@ -78,6 +78,7 @@ class StudyCells:
         records: of the study; None: read from the folder.
         planned: the seeds of every setting of the study, so that missing cells are known; cells of
             other settings are left out. None: the settings that have a record.
+        sources: name of the data behind each dataset; None: that of the dataset.
 
     Attributes:
         blocks: for each dataset, split and tower the grid point of the whole catalog, in the order
@@ -90,8 +91,10 @@ class StudyCells:
         folder: Path | str,
         records: Sequence[Record] | None = None,
         planned: Mapping[Setting, Sequence[int]] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._sources = dict(sources or {})
         cells: dict[tuple[GridPoint, str], list[Record]] = {}
         for record in read_records(folder) if records is None else records:
             if record.key.phase == "main" and (
@@ -136,15 +139,22 @@ class StudyCells:
         return max((len(self.cells(point, one)) for one in arms), default=0)
 
     def num_items(self, point: GridPoint) -> int | None:
-        """Return the size of the catalog of a dataset and split; None without a finished cell."""
+        """Return the items that both softmax and ranking of a dataset and split have.
+
+        None without a finished cell.
+        """
         sizes = (
-            one.num_items
+            one.compared_items
             for (place, _), cells in self._cells.items()
             if (place.dataset, place.split) == (point.dataset, point.split)
             for one in cells
             if one.is_finished
         )
         return next(sizes, None)
+
+    def source(self, dataset: str) -> str:
+        """Return the name of the data behind a dataset; those of one source are not independent."""
+        return self._sources.get(dataset, dataset)
 
     def cells(self, point: GridPoint, arm: str) -> list[Record]:
         """Return the records of an arm, finished or failed, by seed; empty without one.

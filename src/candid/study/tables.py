@@ -81,7 +81,7 @@ class ArmRow:
         chi2: Σ P²/Q - 1, median over the users, mean over the seeds; None where it is unknown.
         drift: predicted drift in nats, mean over the seeds; None where it is unknown.
         candidates_per_row: number of candidates that a row is compared with.
-        num_items: size of the catalog.
+        num_items: items that both the softmax and the ranking have.
     """
 
     point: GridPoint
@@ -200,7 +200,7 @@ def _row(study: StudyCells, point: GridPoint, arm: str, planned: int, reference:
         chi2=fmean(chi2) if chi2 else None,
         drift=fmean(drift) if drift else None,
         candidates_per_row=finished[0].candidates_per_row if finished else 0,
-        num_items=finished[0].num_items if finished else 0,
+        num_items=finished[0].compared_items if finished else 0,
     )
 
 
