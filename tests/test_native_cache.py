@@ -147,6 +147,42 @@ def test_folder_that_others_may_write_is_emptied(tmp_path, lines, mode):
     assert (level, "emptied" in line) == ("WARNING", True)
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o711])
+def test_folder_that_others_may_read_is_made_private(tmp_path, lines, mode):
+    build = Build()
+    fetch(tmp_path, build)
+    cached_file(tmp_path).parent.chmod(mode)
+    assert fetch(tmp_path, build) == 1
+    assert stat.S_IMODE(cached_file(tmp_path).parent.stat().st_mode) == 0o700
+    assert lines() == []
+
+
+WRITER = """
+import logging, pathlib, sys, time
+from candid import native_cache
+native_cache.os.rename = lambda *arguments, **options: (print("there", flush=True), time.sleep(60))
+root, logger = pathlib.Path(sys.argv[1]), logging.getLogger()
+native_cache.cached_library(root, "kernel-2", lambda: b"cut", logger)
+"""
+
+
+def test_temporary_file_of_a_killed_process_is_removed_by_the_next(tmp_path):
+    folder = cached_file(tmp_path).parent
+    program = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, env=environment(tmp_path)) as writer:
+        assert writer.stdout.readline() == b"there\n"
+        [temporary] = os.listdir(folder)
+        mine = folder / ".kernel.tmp"
+        mine.touch()
+        build = Build()
+        fetch(tmp_path, build)
+        assert (folder / temporary).exists()  # of a live process
+        writer.kill()
+    fetch(tmp_path, build)
+    assert sorted(os.listdir(folder)) == [".kernel.tmp", "kernel-1.kernel"]
+    assert build.calls == 1
+
+
 @needs_root
 def test_file_of_another_user_is_built_again(tmp_path, lines):
     build = Build()

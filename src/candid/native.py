@@ -19,12 +19,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from candid.native_cache import cached_library, load_library
+from candid.temporary import TemporaryFolder
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 SHARED_HEADERS = Path(__file__).parent
@@ -85,9 +85,9 @@ def _library(source: Path, logger: logging.Logger) -> ctypes.CDLL:
 
 def _compile(source: Path, command: list[str], compiler: list[str], openmp: Path | None) -> bytes:
     """Compile in a temporary folder of this user and return the library."""
-    with tempfile.TemporaryDirectory(prefix="candid-") as folder:
+    with TemporaryFolder("compile") as folder:
         # Object file first: with -fopenmp the linker would add a second OpenMP runtime.
-        object_file, library = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+        object_file, library = folder.path / "kernel.o", folder.path / "kernel.so"
         compile_flags = [flag for flag in command if flag != "-shared"]
         compile_flags.append(f"-I{SHARED_HEADERS}")
         _run([*compile_flags, "-c", str(source), "-o", str(object_file)])

@@ -5,6 +5,7 @@ it. Owner and mode are read from open descriptors of the folder and of the file:
 elsewhere a moment later. Everything else is compiled again.
 
     KEY.kernel      sha256 of the library (32 bytes), then the library
+    .TOKEN.tmp      a file that is being written, locked by its process
 
 The checksum finds damage, such as a file that was cut. It does not protect against another user,
 who could compute it too; owner and mode are.
@@ -18,6 +19,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable
@@ -29,6 +31,8 @@ from typing import Final
 SUFFIX: Final = ".kernel"
 NO_CACHE: Final = "native kernels are compiled in each process, without a cache"
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")
 OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK the open of a pipe would wait for a writer.
 OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -110,6 +114,7 @@ def _open_private_folder(root: Path, logger: logging.Logger) -> int:
             os.close(parent)
     try:
         _make_private(folder, path, logger)
+        _remove_stale(folder)
     except BaseException:
         os.close(folder)
         raise
@@ -138,9 +143,12 @@ def _open_folder(part: str, parent: int, path: Path) -> int:
 
 
 def _make_private(folder: int, path: Path, logger: logging.Logger) -> None:
-    """Close a folder that others may write, and remove the files that they may have put there."""
+    """Close a folder to others, and remove the files that they may have put there."""
     status = os.fstat(folder)
     if not status.st_mode & OTHERS_WRITE:
+        if status.st_mode & OTHERS and status.st_uid == os.geteuid():
+            with suppress(OSError):  # Others may read what they could compile too.
+                os.fchmod(folder, 0o700)
         return
     if status.st_uid != os.geteuid():
         raise UntrustedError(f"{path} can be written by other users; set XDG_CACHE_HOME")
@@ -193,19 +201,56 @@ def _distrust(status: os.stat_result) -> str | None:
 
 def _write(folder: int, name: str, library: bytes, root: Path, logger: logging.Logger) -> None:
     """Store a library under its name in one step; a failure costs one log line."""
-    temporary = f".{uuid.uuid4().hex}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
+        temporary, descriptor = _open_temporary(folder)
         try:
-            with open(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as stream:
+            with open(descriptor, "wb") as stream:
                 stream.write(hashlib.sha256(library).digest() + library)
-            os.rename(temporary, name + SUFFIX, src_dir_fd=folder, dst_dir_fd=folder)
+                stream.flush()
+                # While it is locked: an unlocked one may be removed.
+                os.rename(temporary, name + SUFFIX, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
     except OSError as error:
         folder_name = root / "candid" / "native"
         _log_once(logger, logging.INFO, f"{NO_CACHE}: {folder_name}: {error.strerror}")
+
+
+def _open_temporary(folder: int) -> tuple[str, int]:
+    """Create and lock a temporary file; return its name and its descriptor."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        name = f".{uuid.uuid4().hex}.tmp"
+        descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+        # Another process may take it for one that was left behind, before it is locked.
+        if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+            return name, descriptor
+        os.close(descriptor)
+
+
+def _remove_stale(folder: int) -> None:
+    """Remove the temporary files of killed processes."""
+    for name in os.listdir(folder):
+        if TEMPORARY.fullmatch(name):
+            with suppress(OSError):  # a file of another user, or one that is gone
+                descriptor = os.open(name, OPEN_FILE, dir_fd=folder)
+                try:
+                    if _lock(descriptor):
+                        os.unlink(name, dir_fd=folder)
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock a file; return False where another process holds it, None without locks here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _is_trusted(owner: int) -> bool:

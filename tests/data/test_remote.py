@@ -12,8 +12,7 @@ import polars as pl
 import pytest
 
 from candid.data import DataConfig, ItemTableConfig, prepare_folder
-from candid.data.readers import find_sources, open_sources, remote
-from candid.data.readers.files import TemporaryFolder
+from candid.data.readers import files, find_sources, open_sources, remote
 from candid.data.urls import without_secrets
 from candid.errors import ConfigError, DataError
 
@@ -140,11 +139,11 @@ def test_unchanged_file_in_s3_is_not_downloaded_again(tmp_path, bucket, monkeypa
     config = DataConfig(interactions=f"s3://{name}/log.parquet", time="t")
     prepare_folder(config, tmp_path / "out")
 
-    def refuse(self):
+    def refuse():
         raise AssertionError("a file was downloaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TemporaryFolder, "__init__", refuse)
+        patch.setattr(files, "reading_folder", refuse)
         assert prepare_folder(config, tmp_path / "out").up_to_date
     system.pipe_file(f"{name}/log.parquet", parquet(ROWS.with_columns(pl.col("t") + 1)))
     notes = []

@@ -11,8 +11,9 @@ from typing import Any
 
 from candid.component import lookup
 from candid.data.public_sets import PUBLIC_SETS, PublicSet, RawFiles
-from candid.data.readers.files import TemporaryFolder, no_space
+from candid.data.readers.files import no_space, reading_folder
 from candid.errors import DataError
+from candid.temporary import TemporaryFolder
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def _copy(
 
 def _extracted(public_set: PublicSet, archive: Path) -> TemporaryFolder:
     """Extract the files of a set from a zip archive."""
-    folder = TemporaryFolder()
+    folder = reading_folder()
     try:
         with zipfile.ZipFile(archive) as file:
             for member in _members(public_set, file.namelist()):

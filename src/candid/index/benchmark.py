@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from candid.index.registry import INDEXES
 from candid.index.snapshot_files import save_index
 from candid.index.tuning import Settings, TuningResult, tune_index
 from candid.index.usearch import UsearchIndex
+from candid.temporary import TemporaryFolder
 
 BENCHMARKED_INDEXES: Final[dict[str, IndexConfig]] = {
     "exact": ExactIndex.Config(),
@@ -223,7 +223,7 @@ def _index_bytes(index: Index, config: IndexConfig, item_vectors: Tensor, file: 
     if file is not None:
         save_index(index, file)
         return file.stat().st_size
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "index.bin"
+    with TemporaryFolder("index") as folder:
+        file = folder.path / "index.bin"
         save_index(index, file)
         return file.stat().st_size

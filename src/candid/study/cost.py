@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
@@ -30,6 +29,7 @@ from candid.study.datasets import Datasets
 from candid.study.grid import Grid, Setting
 from candid.study.measure import estimator_at
 from candid.study.records import CellKey
+from candid.temporary import TemporaryFolder
 from candid.training import Trainer
 
 TIMINGS: Final = "timings.json"
@@ -236,14 +236,14 @@ def time_steps(config: RunConfig, dataset: PreparedDataset) -> float:
     loader = Loader(
         dataset, config.batches, seed=config.seed, context=features.context_for(dataset)
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryFolder("study") as folder:
         trainer = Trainer(
             model=model,
             loader=loader,
             loss=loss,
             sampler=sampler,
             config=config.training,
-            folder=folder,
+            folder=folder.path,
             item_is_trained=torch.from_numpy(targets.counts > 0),
         )
         times = []

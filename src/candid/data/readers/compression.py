@@ -19,11 +19,11 @@ from candid.data.readers.files import (
     COMPRESSIONS,
     READ_ERRORS,
     DataFile,
-    TemporaryFolder,
     chunks,
     first_bytes,
     no_space,
     plain_name,
+    reading_folder,
     summary,
     unreadable,
 )
@@ -142,7 +142,7 @@ def decompressed(file: DataFile) -> DataFile:
     """
     if not file.compression:
         return file
-    folder = TemporaryFolder()
+    folder = reading_folder()
     path = folder.path / plain_name(file.path.name)
     with path.open("wb") as target:
         try:

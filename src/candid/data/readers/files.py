@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,6 +14,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from candid.errors import ArtifactError, CandidError, DataError
+from candid.temporary import TemporaryFolder
 
 COMPRESSIONS = {
     ".gz": ("gzip", b"\x1f\x8b"),
@@ -76,21 +74,18 @@ CopyColumns = Callable[[DataFile, Path], tuple[str, ...] | None]
 """Copies some columns of a file to a path and returns the other columns; None: it cannot."""
 
 
-class TemporaryFolder:
-    """A folder for copies of files, removed with this object and at the end of the program.
+def reading_folder() -> TemporaryFolder:
+    """Make a folder for copies of files.
 
     Raises:
         ArtifactError: the folder cannot be made.
     """
-
-    def __init__(self) -> None:
-        try:
-            self.path = Path(tempfile.mkdtemp(prefix="candid-"))
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot make a temporary folder ({error}); set TMPDIR to a folder that is writable"
-            ) from error
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+    try:
+        return TemporaryFolder("reading")
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot make a temporary folder ({error}); set TMPDIR to a folder that is writable"
+        ) from error
 
 
 def fetch(files: Sequence[DataFile], copy_columns: CopyColumns | None = None) -> list[DataFile]:
@@ -107,7 +102,7 @@ def fetch(files: Sequence[DataFile], copy_columns: CopyColumns | None = None) ->
     """
     if all(file.copy is None for file in files):
         return list(files)
-    folder = TemporaryFolder()
+    folder = reading_folder()
 
     def fetch_one(position: int, file: DataFile) -> DataFile:
         if file.copy is None:

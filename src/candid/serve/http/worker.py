@@ -13,12 +13,12 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ from candid.serve.errors import RequestError, internal_error
 from candid.serve.logs import error_fields, log_event, set_up_logging
 from candid.serve.update_log import ItemUpdate, SourceId, from_json
 from candid.serve.worker_log import WorkerLog
+from candid.temporary import remove_for
 
 if TYPE_CHECKING:
     from candid.serve.worker_models import WorkerModels
@@ -191,7 +192,7 @@ class Worker:
     def _on_close(self) -> None:
         """End: without a supervisor no update can be stored, and its port must become free."""
         if METRICS in os.environ:
-            shutil.rmtree(os.environ[METRICS], ignore_errors=True)  # The supervisor cannot.
+            remove_for(Path(os.environ[METRICS]))  # The supervisor cannot.
         server = self._server
         if server is not None:
             log_event("the supervisor has ended", logging.ERROR)

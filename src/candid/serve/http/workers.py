@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from candid.serve.metrics import read_all
 from candid.serve.model_files import ModelFiles
 from candid.serve.supervisor import Supervisor
 from candid.serve.update_log import ItemUpdates
+from candid.temporary import TemporaryFolder
 
 
 def run_workers(
@@ -94,13 +93,11 @@ def run_workers(
 def _metrics_folder() -> Iterator[Path]:
     """Yield a private folder for the metrics of the workers, and remove it in the end."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix="candid-metrics-"))
+        folder = TemporaryFolder("metrics")
     except OSError as error:
         raise ConfigError(
             f"cannot create a folder for the metrics of the workers ({error.strerror}): set TMPDIR "
             "to a folder with free space"
         ) from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder:
+        yield folder.path
