@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from candid.study import ARMS, ArmRow, GridPoint, StudySummary
 from candid.study.claim_tests import KEPT, MASKED, REFINED
 from candid.study.drift_cells import FULL, DriftCell, users_text
-from candid.study.tables import DIGITS, REFERENCE, difference_text
+from candid.study.tables import AT_EDGE, DIGITS, EDGE, REFERENCE, difference_text
 
 NOT_MEASURED = "Not measured yet."
 METRICS = {"ndcg": "NDCG@10", "nll": "NLL"}
@@ -90,10 +90,23 @@ def rates(studies: Mapping[str, Study]) -> str:
         ]
         for point in shown:
             rows = points[point]
-            chosen = [rows[arm].lr if arm in rows else None for arm in arms]
-            lines.append(row([point.label, *("–" if lr is None else f"{lr:g}" for lr in chosen)]))
-        parts.append("\n".join([*lines, *note]))
+            chosen = [rows[arm].rate if arm in rows else "–" for arm in arms]
+            lines.append(row([point.label, *chosen]))
+        parts.append("\n".join([*lines, *note, "", _edges(points)]))
     return "\n\n".join(parts) or NOT_MEASURED
+
+
+def _edges(points: Points) -> str:
+    """Return how many learning rates are at an edge of the rates that their pilot tried."""
+    settings = {
+        (point.whole_catalog if arm == FULL else point, arm): one.rate_is_at_edge
+        for point, rows in points.items()
+        for arm, one in rows.items()
+    }
+    if None in settings.values():
+        return "Which of them are the smallest or the largest one of their pilot was not recorded."
+    at_edge = sum(map(bool, settings.values()))
+    return f"{at_edge} of {len(settings)} rates are at an edge. {AT_EDGE} {EDGE}."
 
 
 def _shortened(

@@ -196,6 +196,19 @@ def earlier(study):
     return study | {"summary": summary | {"claims": claims, "drifts": drifts}}
 
 
+def test_rates_at_an_edge_are_marked_and_counted(script, studies):
+    (study,) = studies.values()
+
+    def with_edges(of):
+        rows = [one | {"rate_is_at_edge": of(one)} for one in study["summary"]["rows"]]
+        return script.rates({"small": study | {"summary": study["summary"] | {"rows": rows}}})
+
+    text = with_edges(lambda one: one["arm"] == "full_softmax")
+    assert text.count("0.01*") == 2  # one rate, at both grid points
+    assert "\n\n1 of 7 rates are at an edge. * the smallest or the largest one" in text
+    assert with_edges(lambda one: None).endswith("one of their pilot was not recorded.")
+
+
 def test_results_by_an_earlier_test_are_marked(script, studies):
     (study,) = studies.values()
     mark = "(by the test before its change)"
@@ -235,7 +248,7 @@ def test_long_tables_are_shortened_by_a_stated_rule(script, studies):
     assert path not in script.rates(many(study, 20))
     text = script.rates(many(study, 21))
     assert size(text) == 30
-    assert text.endswith(f"\n\n30 of 42 rows: the grid points with the most seeds. {path}")
+    assert f"\n\n30 of 42 rows: the grid points with the most seeds. {path}\n" in text
     text = script.differences(many(study, 21))
     assert size(text) == 2 * 30
     assert text.count("30 of 42 rows: the grid points with the most seeds.") == 2

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
 
 from candid.report import study_page
 from candid.report.study_page import write_study_page
-from candid.study import StudyCells, summarize
+from candid.study import CLAIMS, StudyCells, summarize
+from candid.study.grid import Setting
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,33 @@ def test_excess_is_drawn_against_the_ratio_of_n_and_chi2(page, drawn):
     assert against_drift["refined"].y == pytest.approx((4 / 64, 4 / 16), abs=0.01)
     assert against_chi2["refined"].x == (16 / 8, 64 / 8)
     assert "full_softmax" not in against_chi2
+
+
+def test_captions_count_hidden_points_and_users(folder, page):
+    cells = summarize(StudyCells(folder)).drifts
+    users = "chi2 and the gradient bias are over 256 users, the drift is over 64 of them."
+    shown = [one for one in cells if one.excess > 0]
+    assert 0 < len(shown) < len(cells) == 6
+    by_drift = [one for one in shown if one.drift > 0]
+    assert f"{6 - len(by_drift)} of 6 points are not shown: their drift or" in page
+    assert f"2 drifts are below twice their error. {users}" in page
+    reason = f"{6 - len(shown)} of 6 points are not shown: their excess is not above 0"
+    assert f"{reason}, or their chi2 is not known. {users}" in page
+
+
+def test_changes_of_a_test_are_stated(page):
+    for claim in CLAIMS:
+        assert html.escape(claim.change, quote=False) in page
+
+
+def test_rates_at_an_edge_are_marked(folder):
+    setting = Setting("<films>", "time", "small", "popularity", 16, "refined")
+    for at_edge, number in ((None, 0), ([], 0), ([setting], 1)):
+        study = StudyCells(folder, at_edge=at_edge)
+        write_study_page(folder / "study.html", "small", study, summarize(study))
+        page = (folder / "study.html").read_text()
+        assert page.count(">0.01*<") == number
+        assert "(*: the smallest or the largest one that its pilot tried" in page
 
 
 def test_differences_are_drawn_with_their_intervals(page, drawn):

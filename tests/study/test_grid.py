@@ -10,7 +10,8 @@ import pytest
 from candid.errors import ConfigError
 from candid.study import ARMS, Measured, Record, parse_study, read_study
 from candid.study.arms import arm_settings
-from candid.study.grid import Grid, Setting, best_rate, extension, merged
+from candid.study.grid import Grid, Setting, merged
+from candid.study.learning_rates import best_rate, extension
 
 STUDIES = Path(__file__).parents[2] / "studies"
 TOWER = {"model": {"query_tower": {"type": "user_embedding", "dim": 4}}}
@@ -118,7 +119,7 @@ def record_of(key, ndcg, nll):
 
 
 @pytest.mark.parametrize(("metric", "chosen"), [("ndcg@10", 0.02), ("nll", 0.01)])
-def test_pilot_extends_its_range_once_and_chooses_by_its_metric(metric, chosen):
+def test_pilot_extends_its_range_and_chooses_by_its_metric(metric, chosen):
     pilot = {"learning_rates": [0.02, 0.01], "metric": metric}
     grid = Grid(study_with(pilot=pilot, grids=[{"datasets": ["a"], "arms": ["logq_kept"]}]))
     (setting,) = grid.seeds
@@ -137,8 +138,46 @@ def test_pilot_extends_its_range_once_and_chooses_by_its_metric(metric, chosen):
     assert sorted({0.01, 0.02, extra}) == [key.lr for key in grid.pilot_cells(records)]
     assert grid.main_cells(records) == []
     end(extra, 0.15, 5.5)
-    assert len(grid.pilot_cells(records)) == 3  # extended once
+    assert len(grid.pilot_cells(records)) == 3  # the best rate has neighbours
     assert [key.lr for key in grid.main_cells(records)] == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("best", "tried", "is_at_edge"),
+    [
+        (0.08, [0.01, 0.02, 0.04, 0.08, 0.16], False),
+        (0.0025, [0.00125, 0.0025, 0.005, 0.01, 0.02], False),
+        (0.16, [0.01, 0.02, 0.04, 0.08, 0.16, 0.32], False),
+        (10.0, [0.01, 0.02, 0.04, 0.08, 0.16, 0.32], True),
+        (1e-5, [0.000625, 0.00125, 0.0025, 0.005, 0.01, 0.02], True),
+    ],
+)
+def test_pilot_extends_its_range_until_the_best_rate_is_inside(best, tried, is_at_edge):
+    """The metric falls with the distance from the best rate; at most four rates are added."""
+    pilot = {"learning_rates": [0.02, 0.01]}
+    grid = Grid(study_with(pilot=pilot, grids=[{"datasets": ["a"], "arms": ["logq_kept"]}]))
+    (setting,) = grid.seeds
+    records = {}
+    assert [one.phase for one in grid.may_extend(records)] == ["pilot"]
+    while missing := [key for key in grid.pilot_cells(records) if key not in records]:
+        assert grid.at_edge(records) == set()
+        for key in missing:
+            records[key] = record_of(key, -abs(math.log(key.lr / best)), 5.0)
+        assert grid.may_extend(records) == []
+    assert [key.lr for key in grid.pilot_cells(records)] == tried
+    nearest = min(tried, key=lambda rate: abs(math.log(rate / best)))
+    assert grid.chosen_rate(setting, records) == nearest
+    assert grid.at_edge(records) == ({setting} if is_at_edge else set())
+
+
+def test_range_that_shall_not_be_extended_is_not():
+    pilot = {"learning_rates": [0.02, 0.01], "extend": False}
+    grid = Grid(study_with(pilot=pilot, grids=[{"datasets": ["a"], "arms": ["logq_kept"]}]))
+    (setting,) = grid.seeds
+    assert grid.may_extend({}) == []
+    records = {key: record_of(key, key.lr, 5.0) for key in grid.pilot_cells({})}
+    assert [key.lr for key in grid.pilot_cells(records)] == [0.01, 0.02]
+    assert grid.at_edge(records) == {setting}
 
 
 def test_first_grid_ends_before_the_pilot_of_the_next_one_begins():

@@ -339,6 +339,16 @@ def test_study_over_its_budget_is_refused_with_the_estimate(copied, started):
     assert result.status.remaining > 0
 
 
+def test_estimate_counts_a_rate_more_for_a_pilot_that_may_extend(copied):
+    remaining = []
+    for extend in (False, True):
+        pilot = STUDY["pilot"] | {"learning_rates": [0.05, 0.1], "extend": extend}
+        study = study_with(pilot=pilot, grids=[{"arms": ["full_softmax"]}])
+        remaining.append(run_study(study, copied, minutes=1e-9).status.remaining)
+    # Two pilots of an epoch and a main cell of three, with its measurements.
+    assert 1.05 * remaining[0] < remaining[1] < 1.35 * remaining[0]
+
+
 def test_changed_setting_runs_its_cells_again(complete, tmp_path, started):
     out = tmp_path / "study"
     subprocess.run(["cp", "-r", complete[0], out], check=True)

@@ -99,6 +99,21 @@ def test_seeds_of_one_arm_alone_are_left_out_of_a_difference(folder):
     assert values["refined"].shape == values["logq_kept"].shape == (300, 3)
 
 
+def test_rate_of_the_whole_catalog_at_an_edge_is_marked_at_all_its_grid_points(folder):
+    edges = [
+        Setting("films", "time", "small", "none", 0, "full_softmax"),
+        Setting("films", "time", "small", "popularity", 16, "refined"),
+    ]
+    marked = arm_rows(StudyCells(folder, at_edge=edges))
+    assert [(row.point.num_candidates, row.arm) for row in marked if row.rate == "0.01*"] == [
+        (16, "refined"),
+        (16, "full_softmax"),
+        (64, "full_softmax"),
+    ]
+    assert {row.rate_is_at_edge for row in marked} == {True, False}
+    assert {row.rate_is_at_edge for row in arm_rows(StudyCells(folder))} == {None}
+
+
 def test_rows_survive_json(rows):
     for row in rows.values():
         assert ArmRow.from_json(json.loads(json.dumps(row.to_json(), allow_nan=False))) == row

@@ -114,9 +114,12 @@ def _write_report(
     from candid.atomic import write_json
     from candid.report.study_page import write_study_page
     from candid.study import StudyCells, summarize
-    from candid.study.grid import Grid
+    from candid.study.grid import Grid, by_key
 
-    cells = StudyCells(out, records, Grid(content).seeds, content.sources)
+    grid = Grid(content)
+    cells = StudyCells(
+        out, records, grid.seeds, content.sources, at_edge=grid.at_edge(by_key(records))
+    )
     summary = summarize(cells)
     command = shlex.join(["candid", "study", str(file), "--out", str(out)])
     write_json(out / "summary.json", {"command": command, **summary.to_json()})

@@ -14,7 +14,7 @@ from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_r
 from candid.study import ARMS, ArmRow, GridPoint, Record, StudyCells, StudySummary
 from candid.study.drift_cells import FULL, DriftCell, users_text
 from candid.study.study_cells import Metric
-from candid.study.tables import COLUMNS, REFERENCE
+from candid.study.tables import AT_EDGE, COLUMNS, EDGE, REFERENCE
 
 ORDER = tuple(ARMS)
 """An arm has the same style in all figures."""
@@ -50,7 +50,7 @@ def write_study_page(path: Path | str, name: str, study: StudyCells, summary: St
                 for one in summary.claims
             ],
             "Predictions and tests were fixed before the first study was run. What changed in a "
-            "test since then is stated with its grid points.",
+            "test since then is stated below.",
             text_columns=(1, 2, 3),
         ),
         *_drift_figures(summary),
@@ -58,13 +58,12 @@ def write_study_page(path: Path | str, name: str, study: StudyCells, summary: St
     for block in study.blocks:
         blocks += _block_of_data(study, summary, block)
     for claim in summary.claims:
-        if claim["findings"] or claim["change"]:
-            rows = [[one["label"], one["verdict"], one["detail"]] for one in claim["findings"]]
-            blocks += [
-                Heading(f"{claim['name']} by grid point"),
-                Paragraph(_claim_text(claim)),
-                Table(("grid point", "verdict", "values"), rows, text_columns=(1, 2)),
-            ]
+        rows = [[one["label"], one["verdict"], one["detail"]] for one in claim["findings"]]
+        if rows or claim["change"]:
+            title = f"{claim['name']} by grid point" if rows else claim["name"]
+            blocks += [Heading(title), Paragraph(_claim_text(claim))]
+        if rows:
+            blocks.append(Table(("grid point", "verdict", "values"), rows, text_columns=(1, 2)))
     write_report(path, f"candid study: {name}", _summary(summary), blocks)
 
 
@@ -178,8 +177,9 @@ def _block_of_data(study: StudyCells, summary: StudySummary, block: GridPoint) -
             Table(
                 COLUMNS,
                 [[_unbroken(cell) for cell in row.cells] for row in rows],
-                f"{point.label}. Learning rate; mean ± standard deviation over the seeds; "
-                f"difference to {REFERENCE} with p after Holm and 95 % interval.{failed}",
+                f"{point.label}. Learning rate ({AT_EDGE}: {EDGE}); mean ± standard deviation "
+                f"over the seeds; difference to {REFERENCE} with p after Holm and 95 % "
+                f"interval.{failed}",
                 emphasis=[index for index, row in enumerate(rows) if row.arm == REFERENCE],
                 text_columns=[index for index, name in enumerate(COLUMNS) if "difference" in name],
             )

@@ -133,7 +133,8 @@ class PilotConfig(ComponentConfig):
     )
     extend: bool = Field(
         True,
-        description="try one learning rate more where the best one is the smallest or the largest",
+        description="where the best learning rate is the smallest or the largest one, try up to "
+        "four more beyond it, until a further one is worse",
     )
     recipe: Table = Field(default_factory=dict, description="recipe keys of the pilot")
 

@@ -14,6 +14,12 @@ from candid.config import RunConfig, parse_config
 from candid.errors import ConfigError
 from candid.study.arms import NO_SAMPLER, arm_settings, find_arm
 from candid.study.config import Study
+from candid.study.learning_rates import (
+    EXPECTED_EXTENSIONS,
+    MAX_EXTENSIONS,
+    best_rate,
+    extension,
+)
 from candid.study.records import CellKey, Phase, Record
 
 Table = dict[str, Any]
@@ -166,10 +172,13 @@ class Grid:
     def rates(self, setting: Setting, records: Mapping[CellKey, Record]) -> tuple[float, ...]:
         """Return the learning rates that the pilot of a setting tries: ascending."""
         rates = self.study.learning_rates(setting.dataset)
-        values = self._values(setting, rates, records)
-        is_known = None not in values.values()
-        more = extension(values) if self.study.pilot.extend and is_known else None
-        return rates if more is None else tuple(sorted((*rates, more)))
+        for _ in range(MAX_EXTENSIONS if self.study.pilot.extend else 0):
+            values = self._values(setting, rates, records)
+            more = None if None in values.values() else extension(values)
+            if more is None:
+                break
+            rates = tuple(sorted((*rates, more)))
+        return rates
 
     def chosen_rate(self, setting: Setting, records: Mapping[CellKey, Record]) -> float | None:
         """Return the learning rate of the main cells of a setting.
@@ -181,6 +190,32 @@ class Grid:
         if None in values.values():
             return None
         return best_rate({rate: value for rate, value in values.items() if value is not None})
+
+    def at_edge(self, records: Mapping[CellKey, Record]) -> set[Setting]:
+        """Return the settings whose learning rate is the smallest or largest one of their pilot.
+
+        A better one may lie beyond it.
+        """
+        found = set()
+        for setting, pilot in self.pilots.items():
+            rates = self.rates(pilot, records)
+            if self.chosen_rate(setting, records) in (rates[0], rates[-1]):
+                found.add(setting)
+        return found
+
+    def may_extend(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
+        """Return the cells by which pilots that have not ended are expected to extend their range.
+
+        Only their number is an expectation of use: their learning rates are those of other cells.
+        """
+        cells = []
+        for setting in dict.fromkeys(self.pilots.values()):
+            rates = self.study.learning_rates(setting.dataset)
+            is_open = None in self._values(setting, rates, records).values()
+            if self.study.pilot.extend and len(rates) > 1 and is_open:
+                one = setting.cell("pilot", rates[0], self.study.pilot.seed)
+                cells += [one] * EXPECTED_EXTENSIONS
+        return cells
 
     def main_cells(self, records: Mapping[CellKey, Record]) -> list[CellKey]:
         """Return the main cells whose learning rate is chosen, all arms of one seed together."""
@@ -250,53 +285,6 @@ class Grid:
         return values
 
 
-def best_rate(values: Mapping[float, float]) -> float | None:
-    """Return the learning rate with the largest value; of equals the smallest.
-
-    Args:
-        values: by learning rate, larger is better; -inf for a failed training.
-
-    Returns:
-        None where all have failed.
-
-    Example:
-        >>> best_rate({0.001: 0.10, 0.01: 0.12, 0.1: 0.12})
-        0.01
-    """
-    working = {rate: value for rate, value in values.items() if value > -math.inf}
-    if not working:
-        return None
-    return min(working, key=lambda rate: (-working[rate], rate))
-
-
-def extension(values: Mapping[float, float | None]) -> float | None:
-    """Return one more learning rate beyond the edge where the best one is.
-
-    The step is that between the edge and its neighbour.
-
-    Args:
-        values: by learning rate, larger is better; -inf for a failed training.
-
-    Returns:
-        None where the best one has neighbours on both sides, or there are fewer than two.
-
-    Example:
-        >>> extension({0.001: 0.10, 0.01: 0.12, 0.1: 0.11}) is None
-        True
-        >>> extension({0.001: 0.10, 0.002: 0.11, 0.004: 0.12})
-        0.008
-    """
-    rates = sorted(values)
-    best = best_rate({rate: -math.inf if v is None else v for rate, v in values.items()})
-    if best is None or len(rates) < 2:
-        return None
-    if best == rates[-1]:
-        return _rounded(rates[-1] * rates[-1] / rates[-2])
-    if best == rates[0]:
-        return _rounded(rates[0] * rates[0] / rates[1])
-    return None
-
-
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> Table:
     """Return a recipe table with the keys of another one on top.
 
@@ -338,11 +326,6 @@ def _check_is_recorded(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: a study reads its curves from the log: training.trackers needs 'jsonl'"
         )
-
-
-def _rounded(rate: float) -> float:
-    """Round to six digits, so that 0.004 · 2 is 0.008 on every machine."""
-    return float(f"{rate:.6g}")
 
 
 def _value(record: Record, metric: str) -> float:

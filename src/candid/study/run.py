@@ -139,9 +139,11 @@ class _Loop:
         main = [s.cell("main", self._some_rate(s), 0) for s in self.grid.seeds]
         self.costs.time([*missing, *main])
         spent, rest = _cpu_seconds(records.values()) / 3600, self._remaining(records) / 3600
+        extensions = len(self.grid.may_extend(records))
+        more = f", about {extensions} to extend its ranges," if extensions else ""
         self._note(
             f"about {rest:.3g} CPU hours for the missing cells of {self.grid.num_pilots} in the "
-            f"pilot and {self.grid.num_main} main ones, {spent:.3g} spent, budget "
+            f"pilot{more} and {self.grid.num_main} main ones, {spent:.3g} spent, budget "
             f"{self.study.cpu_hours:g}"
         )
         if spent + rest > self.study.cpu_hours and not allow_over_budget:
@@ -202,7 +204,8 @@ class _Loop:
             rate = chosen or self._some_rate(setting)
             keys = [setting.cell("main", rate, seed) for seed in seeds]
             main += [key for key in keys if key not in ended]
-        seconds = sum(map(self.costs.seconds, [*pilots, *main]))
+        extensions = self.grid.may_extend(records)
+        seconds = sum(map(self.costs.seconds, [*pilots, *extensions, *main]))
         estimated, real = self._pace
         return seconds * real / estimated if estimated > 0 and real > 0 else seconds
 

@@ -79,6 +79,8 @@ class StudyCells:
         planned: the seeds of every setting of the study, so that missing cells are known; cells of
             other settings are left out. None: the settings that have a record.
         sources: name of the data behind each dataset; None: that of the dataset.
+        at_edge: settings whose learning rate is the smallest or the largest one of their pilot;
+            None: not known.
 
     Attributes:
         blocks: for each dataset, split and tower the grid point of the whole catalog, in the order
@@ -92,8 +94,12 @@ class StudyCells:
         records: Sequence[Record] | None = None,
         planned: Mapping[Setting, Sequence[int]] | None = None,
         sources: Mapping[str, str] | None = None,
+        at_edge: Iterable[Setting] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._at_edge = (
+            None if at_edge is None else {(GridPoint.of(one), one.arm) for one in at_edge}
+        )
         self._sources = dict(sources or {})
         cells: dict[tuple[GridPoint, str], list[Record]] = {}
         for record in read_records(folder) if records is None else records:
@@ -155,6 +161,15 @@ class StudyCells:
     def source(self, dataset: str) -> str:
         """Return the name of the data behind a dataset; those of one source are not independent."""
         return self._sources.get(dataset, dataset)
+
+    def rate_is_at_edge(self, point: GridPoint, arm: str) -> bool | None:
+        """Return whether the learning rate of an arm is the last one of its pilot; None: unknown.
+
+        An arm that reads the whole catalog has one rate at all grid points of its data and tower.
+        """
+        if self._at_edge is None:
+            return None
+        return not self._at_edge.isdisjoint({(point, arm), (point.whole_catalog, arm)})
 
     def cells(self, point: GridPoint, arm: str) -> list[Record]:
         """Return the records of an arm, finished or failed, by seed; empty without one.

@@ -25,6 +25,10 @@ COLUMNS: Final = (
     "CPU seconds",
 )
 """Columns of ``ArmRow.cells``."""
+AT_EDGE: Final = "*"
+"""Mark of a learning rate at an edge."""
+EDGE: Final = "the smallest or the largest one that its pilot tried, a better one may lie beyond"
+"""Meaning of the mark, in words."""
 DIGITS: Final[Mapping[Metric, int]] = {"ndcg": 4, "nll": 3}
 
 
@@ -82,6 +86,8 @@ class ArmRow:
         drift: predicted drift in nats, mean over the seeds; None where it is unknown.
         candidates_per_row: number of candidates that a row is compared with.
         num_items: items that both the softmax and the ranking have.
+        rate_is_at_edge: whether ``lr`` is the smallest or the largest one that the pilot tried, so
+            that a better one may lie beyond it; None where it is not known.
     """
 
     point: GridPoint
@@ -96,6 +102,14 @@ class ArmRow:
     drift: float | None
     candidates_per_row: int
     num_items: int
+    rate_is_at_edge: bool | None = None
+
+    @property
+    def rate(self) -> str:
+        """The learning rate as text, with ``AT_EDGE`` where it is known to be at an edge."""
+        if self.lr is None:
+            return "–"
+        return f"{self.lr:g}{AT_EDGE if self.rate_is_at_edge else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -120,7 +134,7 @@ class ArmRow:
     @property
     def cells(self) -> list[str]:
         """The values of ``COLUMNS`` as text."""
-        shown = [self.arm, "–" if self.lr is None else f"{self.lr:g}", self._seeds()]
+        shown = [self.arm, self.rate, self._seeds()]
         for metric in METRICS:
             shown += self._metric(metric)
         return [*shown, "–" if self.cpu_seconds is None else f"{self.cpu_seconds:,.0f}"]
@@ -201,6 +215,7 @@ def _row(study: StudyCells, point: GridPoint, arm: str, planned: int, reference:
         drift=fmean(drift) if drift else None,
         candidates_per_row=finished[0].candidates_per_row if finished else 0,
         num_items=finished[0].compared_items if finished else 0,
+        rate_is_at_edge=study.rate_is_at_edge(point, arm),
     )
 
 
