@@ -1,5 +1,6 @@
 """Fixtures of the tests of docs, and the marker ``docs`` on each of these tests."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
+STUDY = FOLDER.parents[1] / "benchmarks" / "results" / "study" / "corrections.json"
 BLOCK = re.compile(
     r"(?P<skip><!-- not run: [^\n]+ -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
@@ -86,3 +88,20 @@ def run_shell():
 
         yield run
         server.communicate()
+
+
+@pytest.fixture(scope="session")
+def published_study():
+    """The results of the study on docs/study.md."""
+    return json.loads(STUDY.read_text())
+
+
+@pytest.fixture(scope="session")
+def short():
+    """Writes a number with so many digits as the pages of the study do: .07 instead of 0.07."""
+
+    def write(value, digits):
+        text = f"{value:.{digits}f}"
+        return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+    return write

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from candid.study import CLAIMS, ArmRow, StudyCells, StudySummary, summarize
+from candid.study import CLAIMS, StudyCells, summarize
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "study.md").read_text()
@@ -292,73 +292,3 @@ def test_cost_counts_cells_of_the_whole_catalog_once(script, studies):
         "the learning rate."
     )
     assert "0.01" in script.rates(studies)
-
-
-def test_conclusion_matches_results(script):
-    study = script.read_studies()["corrections"]
-    rows = [row for row in StudySummary.from_json(study["summary"]).rows]
-    cells: dict[str, dict[str, ArmRow]] = {}
-    for row in rows:
-        cells.setdefault(f"{row.point.dataset} {row.point.num_candidates}", {})[row.arm] = row
-    page = " ".join(PAGE.split())
-
-    def gaps(metric, arm, other):
-        """Return the difference of the means at each grid point."""
-        return {
-            place: arms[arm].metrics[metric].mean - arms[other].metrics[metric].mean
-            for place, arms in cells.items()
-        }
-
-    assert "390 trainings of six catalogs" in page
-    assert sum(row.seeds for row in script._once(rows)) == 390
-    ratios = {
-        place: arms["logq_kept"].metrics["ndcg"].mean / arms["none"].metrics["ndcg"].mean
-        for place, arms in cells.items()
-    }
-    sessions = [value for place, value in ratios.items() if "retailrocket" in place]
-    others = [value for place, value in ratios.items() if "retailrocket" not in place]
-    assert "a factor of 1.2 to 2.4" in page
-    assert (round(min(others), 1), round(max(others), 1)) == (1.2, 2.4)
-    assert {round(value, 2) for value in sessions} == {0.98}
-    is_small = {
-        p: a["logq_kept"].candidates_per_row < 8 * a["logq_kept"].chi2 for p, a in cells.items()
-    }
-    nll = gaps("nll", "refined", "logq_kept")
-    behind = [nll[place] for place in cells if is_small[place] and nll[place] > 0]
-    (ahead,) = (nll[place] for place in cells if is_small[place] and nll[place] <= 0)
-    assert "behind by .08 to 3.9 nats at six of seven grid points, and ahead by .06 at one" in page
-    assert (len(behind), round(min(behind), 2), round(max(behind), 1)) == (6, 0.08, 3.9)
-    assert round(ahead, 2) == -0.06
-    large = [place for place in cells if not is_small[place]]
-    assert (
-        min(cells[p]["logq_kept"].candidates_per_row / cells[p]["logq_kept"].chi2 for p in large)
-        > 20
-    )
-    assert max(abs(nll[place]) for place in large) < 0.04
-    ndcg = gaps("ndcg", "refined", "logq_kept")
-    assert max(abs(ndcg[place]) for place in large) < 0.001
-    assert "ahead by up to 2.7 nats" in page
-    over_published = gaps("nll", "refined", "published_code")
-    assert round(min(over_published.values()), 1) == -2.7
-    assert max(over_published.values()) < 0.001
-    over_published = gaps("ndcg", "refined", "published_code").values()
-    assert "in NDCG@10 is -.04 to +.02" in page
-    assert (round(min(over_published), 2), round(max(over_published), 2)) == (-0.04, 0.02)
-    for place, arms in cells.items():
-        if "retailrocket" not in place:
-            assert min(arms, key=lambda arm: arms[arm].metrics["ndcg"].mean) == "none"
-        if "amazon" not in place and "80k" not in place:
-            assert min(arms, key=lambda arm: arms[arm].metrics["nll"].mean) == "full_softmax"
-    assert "`none` has the lower NLL by .07 and .09 nats" in page
-    over_none = gaps("nll", "logq_kept", "none")
-    lower = [over_none[place] for place in cells if "retailrocket" in place]
-    assert [round(value, 2) for value in sorted(lower)] == [0.07, 0.09]
-    claims = {one["name"]: one for one in study["summary"]["claims"]}
-    assert "is .54 over 72 cells, that of the gradient bias given the positive .64" in page
-    assert "72 cells: rank correlation with the excess NLL 0.54" in claims["C5"]["reason"]
-    assert "given the positive: 0.64" in claims["C5"]["reason"]
-    assert "supported at 8, against at 0, not decided at 4" in claims["C3"]["reason"]
-    (beauty, synthetic) = claims["C6"]["findings"]
-    assert (beauty["verdict"], synthetic["verdict"]) == ("supported", "not decided")
-    assert "0.15 of the CPU seconds" in beauty["detail"]
-    assert "0.04 of the CPU seconds" in synthetic["detail"]

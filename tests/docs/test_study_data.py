@@ -26,7 +26,18 @@ RATINGS = [
     (1, 9, 5, 1),
 ]
 """User, item, rating and time, not in the order of time; item 9 has a single rating."""
-SESSIONS = [[1, 2, 1], [3, 4], [2, 5, 2], [1, 3], [5, 1], [2, 4], [1, 2], [3, 1], [4, 2], [2, 1, 5]]
+SESSIONS = [
+    [1, 2, 1],
+    [3, 4],
+    [2, 5, 2],
+    [1, 3],
+    [5, 1],
+    [2, 4],
+    [1, 2],
+    [3, 1],
+    [4, 2],
+    [2, 1, 5],
+] * 2
 FILES = {
     "ml-1m": "\n".join("::".join(map(str, row)) for row in RATINGS),
     "amazon-beauty": "1 1\n1 2\n1 3\n2 4\n2 1\n2 2\n3 1\n3 2\n3 4",
@@ -84,12 +95,12 @@ def test_lines_of_a_user_keep_their_order(folder):
 
 def test_last_sessions_are_validation_and_test(folder):
     rows = read(folder, "retailrocket")
-    assert set(rows.filter(pl.col("session_id") < 8)["split"]) == {"train"}
-    validation = rows.filter(pl.col("session_id") == 8)
-    assert validation.select("item_id", "split").rows() == [(4, "history"), (2, "validation")]
-    test = rows.filter(pl.col("session_id") == 9)
+    last = rows.group_by("session_id", maintain_order=True).agg(pl.col("split").last())
+    assert last["split"].to_list() == ["train"] * 16 + ["validation"] * 2 + ["test"] * 2
+    test = rows.filter(pl.col("session_id") == 19)
     assert test["split"].to_list() == ["history", "history", "test"]
-    assert test["item_id"].to_list() == SESSIONS[9]
+    assert test["item_id"].to_list() == SESSIONS[19]
+    assert set(rows.filter(pl.col("session_id") < 16)["split"]) == {"train"}
 
 
 @pytest.mark.parametrize("name", FILES)
