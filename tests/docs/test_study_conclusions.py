@@ -9,14 +9,13 @@ import pytest
 
 from candid.demo import page as demo_page
 from candid.study import StudySummary
+from candid.study.claim_tests import LARGE_CATALOG, MARGINS
 from candid.study.grid import extension
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SMALL, LARGE = 8, 20
 """No grid point has n / chi2 between these."""
-MINIMUM = 50_000
-"""Least number of items of C6."""
 SESSIONS = "retailrocket"
 SYNTHETIC = "synthetic-80k"
 BEAUTY = "amazon-beauty"
@@ -132,9 +131,12 @@ def test_rates_without_a_larger_or_smaller_one_are_named(page, cells, published_
     assert {one for one in found if one[2] != "full_softmax"} == expected
     full = {one[0] for one in found if one[2] == "full_softmax"}
     assert full == {BEAUTY, "synthetic-1k"}
+    start = "`published_code` on `ml-1m` at n = 256; the full softmax on `amazon-beauty`; on"
+    middle = "`synthetic-1k` the full softmax, `published_code` at n = 16 and all arms at n = 256;"
+    assert f"{start} {middle} `none` on `synthetic-80k` at both n." in page
 
 
-def test_design_of_the_study_is_described(page, cells, catalogs, published_study):
+def test_design_of_the_study_is_described(page, cells, catalogs, published_study, short):
     recipe = published_study["study"]["recipe"]["training"]
     groups, steps = recipe["num_groups"], recipe["max_steps"]
     assert f"divided into {groups} groups (`num_groups = {groups}`)" in page
@@ -148,6 +150,9 @@ def test_design_of_the_study_is_described(page, cells, catalogs, published_study
     metrics = cells[BEAUTY, 16]["none"].metrics
     assert len(others) * len(metrics) == 8
     assert len(cells) == 12
+    assert f"beside the {published_study['cpu_hours']:.1f} hours of the study" in page
+    ndcg, nll = (short(MARGINS[metric], digits) for metric, digits in (("ndcg", 3), ("nll", 2)))
+    assert f"not behind by more than {ndcg} in NDCG@10 and {nll} nats" in page
     assert "over the eight comparisons of an arm at a grid point and over the twelve grid" in page
 
 
@@ -201,6 +206,9 @@ def test_refined_is_behind_below_8_chi2(cells, path, short):
         assert len(large) == 5
         assert max(map(abs, others)) < 0.001
         assert "There are no data between 8 and 20 chi2" in text
+        for rule in ("| n below 8 chi2 |", "| n of 21 chi2 or more |", "| n of 8 to 20 chi2 |"):
+            assert rule in text
+        assert "an NLL | `refined`, n of 21 chi2 or more |" in text
     elif path == "docs/choosing.md":
         amount = f"by up to {max(behind):.1f} nats"
         assert f"mostly behind `logq` below 8 chi2, {amount}, and from 21 on within .04" in text
@@ -225,9 +233,15 @@ def test_sampled_softmax_beside_the_full_one(page, cells, claims, catalogs):
     assert "for 15 % of the CPU time" in page
     assert "for 4 % of the time" in page
     sizes = {name: one["softmax_items"] for name, one in catalogs.items()}
-    assert sizes[BEAUTY] < MINIMUM < sizes[SYNTHETIC]
-    assert f"Its {sizes[BEAUTY]:,} items in the softmax are fewer than the 50,000 of C6" in page
+    assert sizes[BEAUTY] < LARGE_CATALOG < sizes[SYNTHETIC]
+    assert (
+        f"Its {sizes[BEAUTY]:,} items in the softmax are fewer than the {LARGE_CATALOG:,} of C6"
+        in page
+    )
     assert f"On the {sizes[SYNTHETIC]:,} synthetic items the NLL is lower" in page
+    note = f"{sizes[BEAUTY]:,} that training has as targets. By the claim's own minimum of"
+    assert f"{note} {LARGE_CATALOG:,} items Amazon Beauty does not count" in page
+    assert f"catalog of C6 is `synthetic-80k`, with {sizes[SYNTHETIC]:,}" in page
     counted = cells[BEAUTY, 256]["logq_kept"].num_items
     assert f"counts the {counted:,} items of Amazon Beauty" in page
     assert f"two catalogs, {sizes[BEAUTY]:,} and {sizes[SYNTHETIC]:,} items in the softmax" in page
@@ -240,7 +254,7 @@ def test_sampled_softmax_beside_the_full_one(page, cells, claims, catalogs):
         if max(arms, key=lambda arm: arms[arm].metrics["ndcg"].mean) != "full_softmax":
             best.add(name)
     assert small - best == {"ml-1m", SESSIONS, "synthetic-1k"}
-    assert "and the highest NDCG@10 on three of them" in page
+    assert "on the four catalogs below 40,000 items, and the highest NDCG@10 on three" in page
 
 
 def test_masked_hits_are_behind_at_two_grid_points(page, cells, short):
@@ -248,7 +262,8 @@ def test_masked_hits_are_behind_at_two_grid_points(page, cells, short):
     wide = [(SESSIONS, 16), ("synthetic-1k", 256)]
     assert all(found[place].adjusted_p_value < 0.05 for place in wide)
     first, second = (short(found[place].value, 2) for place in wide)
-    assert f"behind by {first} nats on RetailRocket at n = 16 and by {second} on" in page
+    start = f"behind by {first} nats on RetailRocket at n = 16 and by {second}"
+    assert f"{start} on `synthetic-1k` at n = 256" in page
     open_ones = [("ml-1m", 16), (BEAUTY, 256)]
     assert all(found[place].adjusted_p_value > 0.05 for place in open_ones)
     first, second = (short(found[place].value, 2) for place in open_ones)
