@@ -3,18 +3,21 @@
 The seed chooses which process is killed, and after which step; without it, it is a new one.
 """
 
+import io
 import json
 import os
 import random
 import shutil
 import signal
 import sys
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+import candid
 from candid.config import parse_config
 from candid.data import DataConfig, prepare_folder
 from candid.distributed import connected
@@ -191,6 +194,27 @@ def resume_from_other_checkpoints(rank, data, out):
     return train(rank, data, out / f"{rank}", resume=True)
 
 
+def train_and_measure(rank, data, out):
+    """Train sharded tables with measurement; return the items that this process encodes for it."""
+    encode_own_items, encoded = RetrievalModel.encode_own_items, []
+
+    def counted(model):
+        encoded.append((len(model.item_tower.table.weight), list(model.own_items)))
+        return encode_own_items(model)
+
+    def refuse(model, progress=None):
+        raise AssertionError("a process encodes the whole catalog")
+
+    RetrievalModel.encode_own_items, RetrievalModel.encode_catalog = counted, refuse
+    table = recipe("sharded")
+    table["training"] |= {"epochs": 1, "validate_every_steps": None}
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        run = candid.train(data, table, out=out)
+    num_rows = len(run.model.item_tower.table.weight)
+    return {"encoded": encoded[-1], "num_rows": num_rows, "printed": printed.getvalue()}
+
+
 def build(rank, data, out, folder="mean-1"):
     """Build an index of the run in ``folder``, from vectors of float32."""
     with connected():
@@ -275,6 +299,7 @@ def main(folder, seed):
     for name, kill in list(kills.items()):
         run_killed(name, kill["rank"], kill["step"])
     (folder / "kills.json").write_text(json.dumps({"seed": seed, "kills": kills}))
+    run(2, "measured", train_and_measure)
     run(2, "failed", fail)
     run(2, "groups", train_without_data, variant="groups")
     run(2, "diversity", train, variant="diversity")

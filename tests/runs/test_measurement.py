@@ -82,6 +82,19 @@ def test_a_run_that_cannot_be_measured_is_returned(tmp_path, capsys):
     assert "not measured on the test split: " in capsys.readouterr().out
 
 
+def test_baselines_of_many_interactions_are_left_out_with_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("candid.runs.baselines.CHEAP_ROWS", NUM_USERS * LENGTH - 1)
+    candid.train(films(), RECIPE, out=tmp_path / "run")
+    printed = capsys.readouterr().out
+    expected = (
+        f"not measured beside baselines: baselines hold all {NUM_USERS * LENGTH} interactions"
+    )
+    assert expected in printed
+    assert f"candid evaluate {tmp_path / 'run'} --baselines" in printed
+    assert (tmp_path / "run" / "evaluation-test.json").exists()
+    assert not (tmp_path / "run" / "baselines-test.json").exists()
+
+
 def test_ctrl_c_while_measuring_names_the_next_command(tmp_path, monkeypatch):
     run = candid.train(films(), RECIPE, out=tmp_path / "run", measure=False)
 

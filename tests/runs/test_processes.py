@@ -202,6 +202,22 @@ def test_index_of_several_processes_is_that_of_one(folder, num_processes):
     assert len(list((folder / f"index-{num_processes}").iterdir())) == 4
 
 
+def test_sharded_tables_are_measured_on_the_test_split_by_shard(folder):
+    for rank, measured in enumerate(results(folder, "measured", 2)):
+        own = list(range(7) if rank == 0 else range(7, cases.NUM_ITEMS))
+        printed = measured.pop("printed")
+        assert printed.count("the model beside baselines") == (rank == 0)
+        assert bool(printed) == (rank == 0)
+        assert measured == {"encoded": (len(own), own), "num_rows": cases.NUM_ITEMS}
+    stored = json.loads((folder / "measured" / "evaluation-test.json").read_text())
+    report = load_run(folder / "measured", folder / "data").evaluate()
+    assert stored["counts"] == report.counts
+    assert stored["metrics"].keys() == report.metrics.keys()
+    for name, value in report.summary().items():
+        assert stored["metrics"][name]["value"] == pytest.approx(value, rel=1e-5), name
+    assert (folder / "measured" / "baselines-test.json").exists()
+
+
 def test_failed_process_leaves_no_index(folder):
     codes = json.loads((folder / "codes.json").read_text())
     assert (codes["index-infinite"], codes["index-mixed"]) == ([4, 4], [2, 2])

@@ -172,6 +172,16 @@ def _train(
         result = train_run(
             config, data, out, init=init, resume=resume, refit=refit, progress=progress
         )
+    shards = config.training.shards_tables
+    if not result.is_main and not shards:
+        return
+    # Tables that are larger than memory stay in the file of the checkpoint.
+    run = load_run(result.measured, data, map_weights=shards)
+    measured = None
+    if has_test_split(run):
+        console.note(f"measuring {result.measured} on the test split")
+        with stage_progress(console) as shown:
+            measured = measure_on_test(run, baselines=baselines, progress=shown)
     if not result.is_main:
         return
     document = {
@@ -183,15 +193,11 @@ def _train(
         "baselines": None,
     }
     lines: list[Any] = []
-    run = load_run(result.measured, data)
     if refit:
         lines += [_summary(run.manifest), "before the refit:"]
     else:
         lines.append(_summary(result.manifest))
-    if has_test_split(run):
-        console.note(f"measuring {result.measured} on the test split")
-        with stage_progress(console) as shown:
-            measured = measure_on_test(run, baselines=baselines, progress=shown)
+    if measured is not None:
         document |= measured.to_json()
         lines += measured.lines(result.measured)
     elif not refit:

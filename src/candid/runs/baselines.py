@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from candid.batches import target_counts
+from candid.errors import DataError
 from candid.evaluation import EvaluationConfig, EvaluationReport
 from candid.inference import StageProgress
 from candid.runs.run import Run
@@ -19,6 +20,10 @@ SHARE_OF_TRAINING = 0.05
 
 CHEAP_USERS = 2048
 """Most users that the cheap baselines are measured on after a training."""
+
+CHEAP_ROWS = 30_000_000
+"""Interactions of a dataset up to which baselines are measured after a training. ``TrainingRows``
+holds 25 bytes for each, and counts of pairs need several times that."""
 
 
 def beside_baselines(
@@ -51,7 +56,8 @@ def beside_cheap_baselines(
 
     The cost is bounded: no tuning, at most 2,048 users (or ``evaluation.validation_users`` if that
     is fewer), and no further baseline begins after the larger of 10 s and 5 % of the training's CPU
-    time.
+    time. A dataset of more than 30,000,000 interactions is refused: baselines hold all of them in
+    memory.
 
     Args:
         run: a trained run.
@@ -59,8 +65,16 @@ def beside_cheap_baselines(
         progress: called with (stage, done, total).
 
     Raises:
-        DataError: the dataset has no training interaction or no target to measure.
+        DataError: the dataset has too many interactions, or no training interaction or no target to
+            measure.
     """
+    num_rows = len(run.dataset.item_ids)
+    if num_rows > CHEAP_ROWS:
+        raise DataError(
+            f"baselines hold all {num_rows:,} interactions in memory, and more "
+            f"than {CHEAP_ROWS:,} are too many to measure them by default; if memory suffices, "
+            f"measure them with: candid evaluate {run.folder} --baselines"
+        )
     config = run.config.evaluation
     if config.max_users is None:
         users = min(config.validation_users or CHEAP_USERS, CHEAP_USERS)

@@ -130,17 +130,19 @@ def _train_and_measure(
     quiet: bool,
 ) -> Run:
     result = train_run(config, dataset, out, init=init, resume=resume, refit=refit)
-    run = load_run(result.measured, dataset)
-    if measure and result.is_main and has_test_split(run):
+    # Tables that are larger than memory stay in the file of the checkpoint.
+    shards = config.training.shards_tables
+    run = load_run(result.measured, dataset, map_weights=shards)
+    if measure and (result.is_main or shards) and has_test_split(run):
         measured = measure_on_test(run)
-        if not quiet:
+        if not quiet and result.is_main:
             screen = Console(markup=False, highlight=False)
             if refit:
                 screen.print("before the refit:")
             for line in measured.lines(run.folder):
                 # A path must stay on one line to be copied; a table fits the width itself.
                 screen.print(line, soft_wrap=isinstance(line, str))
-    return load_run(result.folder, dataset) if refit else run
+    return load_run(result.folder, dataset, map_weights=shards) if refit else run
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from candid.atomic import write_json
 from candid.data import Role
+from candid.distributed import current_group, open_group
 from candid.errors import ConfigError, DataError, Interrupted
 from candid.evaluation import EvaluationConfig, EvaluationReport
 from candid.inference import StageProgress
 from candid.runs.baselines import beside_cheap_baselines
+from candid.runs.load import with_sharded_tables
 from candid.runs.run import Run
 from candid.runs.saved_model import SavedModel
 
@@ -76,29 +80,66 @@ def measure_on_test(
 
     A run that cannot be measured is trained all the same: the result has the reason.
 
+    With sharded tables all processes of the training call this. They share the items, each with its
+    rows of the tables, so that none of them holds the vectors of all items; rank 0 alone writes,
+    and alone measures baselines. Otherwise rank 0 alone calls it.
+
     Args:
-        run: a trained run, whose dataset has a test split.
+        run: a trained run, whose dataset has a test split; with sharded tables opened with
+            ``map_weights``.
         baselines: whether to measure baselines.
         progress: called with (stage, done, total).
 
     Raises:
         Interrupted: stopped by Ctrl-C.
+        PeerError: another process failed; with sharded tables only.
+        PeerInterrupted: another process was interrupted; with sharded tables only.
     """
-    report = file = beside = None
+    measured = TrainedMeasurement()
+    if run.config.training.shards_tables:
+        with open_group(run.config.training.timeout_seconds) as group:
+            parts = run if group.is_single else with_sharded_tables(run, group)
+            measured, is_main = _with_report(parts, progress), group.is_main
+    else:
+        measured, is_main = _with_report(run, progress), True
+    if baselines and is_main and measured.report is not None:
+        return _with_baselines(run, measured, progress)
+    return measured
+
+
+def _with_report(run: Run, progress: StageProgress | None) -> TrainedMeasurement:
     try:
-        report, file = evaluate_and_save(run, run.folder, "test", progress=progress)
-        if baselines:
-            beside = beside_cheap_baselines(run, report, progress=progress)
-            save_beside(file, beside)
+        with _interruptible(run):
+            report, file = evaluate_and_save(run, run.folder, "test", progress=progress)
+    except (ConfigError, DataError) as error:
+        # The training is complete: only this measurement needs another setting.
+        return TrainedMeasurement(why_not=str(error))
+    return TrainedMeasurement(report, file)
+
+
+def _with_baselines(
+    run: Run, measured: TrainedMeasurement, progress: StageProgress | None
+) -> TrainedMeasurement:
+    assert measured.report is not None
+    assert measured.file is not None
+    try:
+        with _interruptible(run):
+            beside = beside_cheap_baselines(run, measured.report, progress=progress)
+            save_beside(measured.file, beside)
+    except (ConfigError, DataError) as error:
+        return replace(measured, why_not=str(error))
+    return replace(measured, beside=beside)
+
+
+@contextmanager
+def _interruptible(run: Run) -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped while measuring; {run.folder} is trained, measure it with: candid evaluate "
             f"{run.folder}"
         ) from None
-    except (ConfigError, DataError) as error:
-        # The training is complete: only this measurement needs another setting.
-        return TrainedMeasurement(report, file, why_not=str(error))
-    return TrainedMeasurement(report, file, beside)
 
 
 def has_test_split(run: Run) -> bool:
@@ -115,6 +156,8 @@ def evaluate_and_save(
     out: Path | None = None,
 ) -> tuple[EvaluationReport, Path]:
     """Measure a model, save the report and return report and file.
+
+    Of several processes that measure together, rank 0 alone writes.
 
     Args:
         model: a run or a saved baseline.
@@ -136,7 +179,8 @@ def evaluate_and_save(
     if fingerprint != model.manifest["dataset"]["fingerprint"]:
         suffix += f"-on-{fingerprint[:8]}"
     path = folder / f"evaluation-{split}{suffix}.json" if out is None else out
-    report.save(path)
+    if current_group().is_main:
+        report.save(path)
     return report, path
 
 
