@@ -414,3 +414,23 @@ def test_other_similarities_have_no_low_temperature():
     config, _ = recipe_for(facts(), {"model.similarity": "dot", "model.temperature": 0.5})
     assert config.model.temperature == 0.5
     assert recipe_for(facts())[0].model.temperature == 0.07
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "expected"),
+    [
+        ({"has_order": False}, {}, ("row_adam", 0.04)),
+        ({"has_order": False}, {"training.lr": 0.002}, ("row_adam", 0.008)),
+        ({"has_order": False}, {"loss.type": "full_softmax"}, ("dense", None)),
+        ({"has_order": False}, {"training.tables": "row_adagrad"}, ("row_adagrad", None)),
+        ({"has_order": False}, {"training.tables": "dense"}, ("dense", None)),
+        ({"has_order": False}, {"training.table_lr": 0.5}, ("row_adam", 0.5)),
+        ({"has_order": False}, {"model.item_tower.type": "item_features"}, ("dense", None)),
+        ({}, {}, ("dense", None)),
+        ({"num_items": 199_999}, {}, ("dense", None)),
+        ({"num_items": 200_000}, {}, ("row_adam", 0.04)),
+    ],
+)
+def test_tables_train_by_row_where_a_step_reads_few_of_many_rows(changes, overrides, expected):
+    config, _ = recipe_for(facts(**changes), overrides)
+    assert (config.training.tables, config.training.table_lr) == expected

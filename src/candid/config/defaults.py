@@ -55,6 +55,15 @@ WARMUP_STEPS: Final = TrainingConfig().warmup_steps
 PATIENCE: Final = TrainingConfig().patience or 1
 """Validations without improvement before stopping; together they last at least the warm-up."""
 
+ROW_WISE_ITEMS: Final = 200_000
+"""Smallest catalog whose tables train by row beside a transformer. A step of dense Adam and the mean
+then takes as long as the rest of the step; in smaller catalogs row-wise tables were a little less
+accurate (docs/guides/train.md)."""
+
+ROW_RATE: Final = 4
+"""Learning rate of row-wise trained tables, as a multiple of the rest: Adam without a first moment
+and with one scale for a row takes smaller steps."""
+
 AVERAGES: Final = ((0.999, 4_000), (0.99, 400))
 """Decay of the running mean of the weights, and the steps of a training that is long enough."""
 
@@ -117,10 +126,12 @@ class Default:
 
     def is_replaced(self, changes: Mapping[str, Any]) -> bool:
         """Whether changed keys replace the default, or exclude it."""
-        if self.key == "training.average":
-            tables = changes.get("training.tables")
-            if isinstance(tables, str) and tables.startswith(SHARDED):
+        tables = changes.get("training.tables")
+        if self.key == "training.average" and isinstance(tables, str):
+            if tables.startswith(SHARDED):
                 return True  # the two cannot be combined
+        if self.key == "training.table_lr" and tables is not None:
+            return True  # it was chosen for the default rule
         prefixes = self.key.split(".")
         parents = {".".join(prefixes[: n + 1]) for n in range(len(prefixes))}
         return any(one in changes or f"{one}.type" in changes for one in parents)
@@ -163,6 +174,7 @@ def data_defaults(
         *_model_defaults(facts, changes),
         *_loss_defaults(facts, sampled),
         *_training_defaults(facts, -(-facts.num_units // size), changes),
+        *(_table_defaults(facts, changes) if sampled else ()),
         *_evaluation_defaults(facts, changes),
     )
     return tuple(default for default in defaults if not default.is_replaced(changes))
@@ -264,8 +276,7 @@ def _training_defaults(
     total = min(epochs * steps, _integer(changes.get("training.max_steps")) or epochs * steps)
     targets = _count(facts.num_targets, "target")
     yield Default("training.epochs", epochs, f"{targets} an epoch; {_count(total, 'step')} in all")
-    rate = 0.01 if facts.has_rare_items else 0.003
-    yield Default("training.lr", rate, _targets_per_item(facts))
+    yield Default("training.lr", _rate(facts), _targets_per_item(facts))
     yield Default("training.schedule", "linear", "the learning rate ends with the last epoch")
     if total < 20 * WARMUP_STEPS:
         warmup = max(total // 20, 1)
@@ -287,6 +298,24 @@ def _training_defaults(
                 f"the model is a mean of the weights of about {round(1 / (1 - decay)):,} steps",
             )
             return
+
+
+def _table_defaults(facts: DataFacts, changes: Mapping[str, Any]) -> Iterator[Default]:
+    """Train tables by row where a step of a sampled loss reads few of many rows."""
+    if any(f"model.{tower}{end}" in changes for tower in TOWER_SECTIONS for end in ("", ".type")):
+        return  # another tower may have no table
+    if facts.has_order and facts.num_items < ROW_WISE_ITEMS:
+        return
+    owners = "items" if facts.has_order else "users and items"
+    yield Default("training.tables", "row_adam", f"a step reads few of the vectors of {owners}")
+    rate = changes.get("training.lr", _rate(facts))
+    if isinstance(rate, int | float):
+        reason = f"{ROW_RATE} times training.lr: Adam by row takes smaller steps"
+        yield Default("training.table_lr", float(f"{ROW_RATE * rate:.6g}"), reason)
+
+
+def _rate(facts: DataFacts) -> float:
+    return 0.01 if facts.has_rare_items else 0.003
 
 
 def _count(number: int, noun: str) -> str:
