@@ -56,9 +56,9 @@ PATIENCE: Final = TrainingConfig().patience or 1
 """Validations without improvement before stopping; together they last at least the warm-up."""
 
 ROW_WISE_ITEMS: Final = 200_000
-"""Smallest catalog whose tables train by row beside a transformer. A step of dense Adam and the mean
-then takes as long as the rest of the step; in smaller catalogs row-wise tables were a little less
-accurate (docs/guides/train.md)."""
+"""Smallest catalog whose tables train by row beside a transformer. Dense Adam and the mean then take
+as long as the rest of a step; in smaller catalogs row-wise tables were a little less accurate
+(docs/guides/train.md)."""
 
 ROW_RATE: Final = 4
 """Learning rate of row-wise trained tables, as a multiple of the rest: Adam without a first moment
@@ -127,9 +127,9 @@ class Default:
     def is_replaced(self, changes: Mapping[str, Any]) -> bool:
         """Whether changed keys replace the default, or exclude it."""
         tables = changes.get("training.tables")
-        if self.key == "training.average" and isinstance(tables, str):
-            if tables.startswith(SHARDED):
-                return True  # the two cannot be combined
+        is_sharded = isinstance(tables, str) and tables.startswith(SHARDED)
+        if self.key == "training.average" and is_sharded:
+            return True  # the two cannot be combined
         if self.key == "training.table_lr" and tables is not None:
             return True  # it was chosen for the default rule
         prefixes = self.key.split(".")
