@@ -29,7 +29,7 @@ def small_study():
 @DAMAGE
 def test_damaged_description_of_a_study_is_named(tmp_path, content):
     (tmp_path / STUDY_FILE).write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"study\.json is damaged; remove the file"):
+    with pytest.raises(ArtifactError, match=r"study\.json is damaged; remove the folder"):
         open_folder(small_study(), tmp_path)
 
 

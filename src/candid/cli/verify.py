@@ -18,8 +18,8 @@ def verify(
         typer.Argument(
             metavar="PATH...",
             readable=False,  # What cannot be read is reported like damage, and the rest is read.
-            help="Runs, datasets, indexes, exports, baselines and searches, or folders of them; "
-            "checkpoints; files of item updates",
+            help="Runs, datasets, indexes, exports, baselines, searches and studies, or folders of "
+            "them; checkpoints; files of item updates",
         ),
     ],
     json: Json = False,

@@ -6,13 +6,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from candid.atomic import atomic_folder, write_error
-from candid.checksums import file_entry, find_fault, has_valid_seal, is_verifying, write_sealed_json
+from candid.checksums import (
+    check_entries,
+    check_seal,
+    file_entry,
+    find_fault,
+    is_verifying,
+    write_sealed_json,
+)
 from candid.data import PreparedDataset, Role, open_dataset, prepare_folder
-from candid.errors import DataError, Interrupted
-from candid.json_text import parse_json
+from candid.errors import ArtifactError, DataError, Interrupted
+from candid.json_text import read_json
 from candid.locks import Lock, acquire
 from candid.study.config import Study
 from candid.synthetic import SyntheticConfig, SyntheticData
@@ -113,15 +120,31 @@ def _has_synthetic(config: SyntheticConfig, folder: Path) -> bool:
     Folders of earlier versions have the settings alone.
     """
     try:
-        text = (folder / SETTINGS).read_text(encoding="utf-8")
-        if text == config.model_dump_json():
+        if (folder / SETTINGS).read_text(encoding="utf-8") == config.model_dump_json():
             return True
-        stored = parse_json(text)
-        if stored["settings"] != config.model_dump(mode="json") or not has_valid_seal(stored):
-            return False
-        return not any(
-            find_fault(folder / name, entry, compare=is_verifying())
-            for name, entry in stored["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stored = read_synthetic_manifest(folder)
+    except (OSError, ValueError, ArtifactError):
         return False
+    return stored["settings"] == config.model_dump(mode="json") and not any(
+        find_fault(folder / name, entry, compare=is_verifying())
+        for name, entry in stored["files"].items()
+    )
+
+
+def read_synthetic_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``settings.json`` of synthetic files, and compare it with its checksum.
+
+    Raises:
+        ArtifactError: damaged.
+        OSError: missing, or the operating system refuses.
+    """
+    path = folder / SETTINGS
+    advice = "the study writes the folder again"
+    try:
+        stored: dict[str, Any] = read_json(path)
+        stored["settings"]
+        check_entries(stored["files"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path} is damaged; {advice}") from None
+    check_seal(path, stored, advice)
+    return stored

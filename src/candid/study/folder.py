@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from candid.atomic import remove_stale, write_error
-from candid.checksums import write_sealed_json
+from candid.checksums import check_seal, verification, write_sealed_json
 from candid.errors import ArtifactError, ConfigError
 from candid.json_text import read_json
 from candid.study.config import Study
+from candid.study.records import RECORDS
 
 STUDY: Final = "study.json"
+LOCKS: Final = "locks"
 FORMAT: Final = 1
 """Version of ``study.json``."""
 
@@ -33,20 +35,42 @@ def open_folder(study: Study, out: Path) -> None:
     remove_stale(path)  # of a study that was killed before its first record
     try:
         if path.exists():
-            before = read_json(path)
+            # Without the checksum: the file is written again from the study file.
+            with verification(False):
+                before = read_study_manifest(out)
             if before["name"] != study.config.name:
                 raise ConfigError(
                     f"{out} holds the study {before['name']!r}, not {study.config.name!r}; name "
                     "another folder with --out"
                 )
-        elif out.exists() and any(out.iterdir()):
+        elif out.exists() and any(out.iterdir()) and not (out / RECORDS).exists():
             raise ConfigError(f"{out} is not empty and holds no study; name another with --out")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(out, error) from error
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; remove the file to continue the study") from None
     write_sealed_json(path, content)
+
+
+def read_study_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``study.json``, and compare it with its checksum.
+
+    Raises:
+        ArtifactError: missing, damaged or of another version.
+        OSError: the operating system refuses.
+    """
+    path = folder / STUDY
+    # Records of the same settings count without the file.
+    has_records = (folder / RECORDS).exists()
+    advice = "remove the file to continue the study" if has_records else "remove the folder"
+    try:
+        manifest: dict[str, Any] = read_json(path)
+        name, version = manifest["name"], manifest["format"]
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path} is damaged; {advice}") from None
+    if not isinstance(name, str) or version != FORMAT:
+        raise ArtifactError(f"{path} is damaged, or of another version of candid; {advice}")
+    check_seal(path, manifest, advice)
+    return manifest
 
 
 def commit_of(folder: Path) -> str | None:

@@ -27,7 +27,7 @@ from candid.study.cell import Cell, cell_folders
 from candid.study.config import Study
 from candid.study.cost import CostModel
 from candid.study.datasets import POLL_SECONDS, Datasets
-from candid.study.folder import commit_of, open_folder
+from candid.study.folder import LOCKS, commit_of, open_folder
 from candid.study.grid import Grid, Setting, by_key
 from candid.study.progress import StudyProgress, StudyResult, StudyStatus
 from candid.study.records import RECORDS, CellKey, Record, append_record, read_records
@@ -226,7 +226,7 @@ class _Loop:
         return None
 
     def _lock(self, key: CellKey) -> Lock | None:
-        path = self.out / "locks" / f"{key.id}.lock"
+        path = self.out / LOCKS / f"{key.id}.lock"
         try:
             path.parent.mkdir(exist_ok=True)
             return acquire(path)
