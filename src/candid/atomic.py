@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from candid.errors import ArtifactError, CandidError, ConfigError
+from candid.errors import NO_SPACE, ArtifactError, CandidError, ConfigError
 from candid.locks import Lock, acquire
 
 TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{32})\.(tmp|old|lock)")
@@ -212,7 +212,7 @@ def write_error(path: Path, error: Exception) -> ArtifactError:
     reason = getattr(error, "strerror", None) or error
     if number is not None and reason is error:
         reason = os.strerror(number)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if number in NO_SPACE:
         return ArtifactError(
             f"cannot write {path}: no space left ({reason}); free some space or choose another path"
         )

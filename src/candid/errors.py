@@ -4,7 +4,7 @@
     ├── ConfigError                 2  bad usage or configuration, or a missing extra
     │   └── UnknownNameError        2  a name that is not in a registry or schema
     ├── DataError                   3  bad input data
-    └── ArtifactError               4  a damaged or foreign prepared dataset, checkpoint or index
+    └── ArtifactError               4  a damaged or foreign artifact, or a full disk
     KeyboardInterrupt
     └── Interrupted               130  stopped by the user; the message explains how to resume
 
@@ -15,7 +15,9 @@ command line prints the message without a traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from typing import Final
 
 
 class CandidError(Exception):
@@ -53,7 +55,7 @@ class DataError(CandidError):
 
 
 class ArtifactError(CandidError):
-    """A file or folder that candid should have written and that is damaged or foreign."""
+    """A file or folder that is damaged, of another program or model, or cannot be written."""
 
     exit_code = 4
 
@@ -66,6 +68,17 @@ class Interrupted(KeyboardInterrupt):
     """
 
     exit_code = 130
+
+
+NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of the system for a full disk: an ``ArtifactError`` wherever one occurs."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of the command line for an error."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return ArtifactError.exit_code
+    return int(getattr(error, "exit_code", CandidError.exit_code))
 
 
 def is_panic(error: BaseException) -> bool:

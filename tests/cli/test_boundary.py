@@ -2,7 +2,10 @@
 
 import errno
 import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -40,7 +43,7 @@ def failing(monkeypatch, capsys):
         (KeyboardInterrupt(), 130, "interrupted"),
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/y"),
-            1,
+            4,
             "/x/y: no space left on device; free some space and retry",
         ),
         (
@@ -69,6 +72,15 @@ def failing(monkeypatch, capsys):
 )
 def test_error_prints_one_sentence_and_sets_the_exit_code(failing, error, code, sentence):
     assert failing(error) == (code, f"error: {sentence}\n")
+
+
+@pytest.mark.parametrize("options", [["data"], ["data", "--json"], ["--help"], ["--version"]])
+def test_full_disk_of_the_output_has_the_code_of_a_full_disk(options):
+    command = [sys.executable, "-m", "candid", *options]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.stderr == "error: no space left on device; free some space and retry\n"
+    assert result.returncode == ArtifactError.exit_code
 
 
 def test_error_with_line_breaks_and_control_characters_is_one_line(failing):

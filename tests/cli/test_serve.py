@@ -88,6 +88,16 @@ def test_empty_key_is_refused(candid, monkeypatch, variable, value):
     assert f"{variable} is empty; set a key, or unset it to serve without a key" in answer.err
 
 
+@pytest.mark.parametrize(
+    ("variable", "kind"), [("CANDID_API_KEY", "read"), ("CANDID_ADMIN_KEY", "admin")]
+)
+def test_key_that_is_not_utf8_is_refused(candid, monkeypatch, variable, kind):
+    monkeypatch.setenv(variable, "\udcff")
+    answer = candid("serve", "nowhere")
+    assert answer.code == 2
+    assert f"{kind} key 1 is not UTF-8; choose another key" in answer.err
+
+
 def test_missing_extra_of_the_workers_names_the_command(candid, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(

@@ -1,5 +1,6 @@
 """Sums, gathers and failures of several processes, against the same in one process."""
 
+import errno
 import json
 import os
 import subprocess
@@ -232,6 +233,7 @@ def test_wrong_environment_is_refused(changes, message):
         (KeyboardInterrupt(), Failure(1, 130, "interrupted")),
         (SystemExit(4), Failure(1, 4, "the process ended")),
         (ValueError(), Failure(1, 1, "ValueError")),
+        (OSError(errno.ENOSPC, "full"), Failure(1, 4, f"[Errno {errno.ENOSPC}] full")),
     ],
 )
 def test_failure_has_the_exit_code_of_its_error(error, expected):

@@ -14,11 +14,11 @@ PROGRAM = """
 import os, resource, sys
 if len(sys.argv) > 2:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-from candid.errors import ConfigError
+from candid.errors import ArtifactError
 from candid.serve.metrics import Metrics
 try:
     metrics = Metrics(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-except ConfigError as error:
+except ArtifactError as error:
     sys.exit(str(error))
 count = int(sys.argv[1])
 metrics.requests.labels("/v1/model", "GET", "200").inc(count)

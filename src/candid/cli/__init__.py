@@ -42,7 +42,7 @@ from candid.cli.study import study
 from candid.cli.train import TrainCommand, train
 from candid.cli.tune import tune
 from candid.cli.verify import verify
-from candid.errors import CandidError, ConfigError, Interrupted, is_panic
+from candid.errors import CandidError, ConfigError, Interrupted, exit_code_of, is_panic
 from candid.version import __version__
 
 INTERRUPTED = 130
@@ -96,8 +96,8 @@ def _candid(
     """Train, measure and serve two-tower retrieval models with a corrected sampled softmax.
 
     Exit codes: 0 success, 1 any other failure, 2 bad usage or configuration, 3 bad data, 4 a
-    damaged or mismatched artifact, 130 interrupted. CANDID_DEBUG=1 prints the traceback of a
-    failure.
+    damaged or mismatched artifact or a full disk, 130 interrupted. CANDID_DEBUG=1 prints the
+    traceback of a failure.
     """
     verb = context.invoked_subcommand
     is_one_of_several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except OSError as error:
-        return _fail(_os_message(error), 1)
+        return _fail(_os_message(error), exit_code_of(error))
     except BaseException as error:
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
@@ -213,6 +213,7 @@ def _os_message(error: OSError) -> str:
     hints = {
         errno.ENOSPC: "free some space and retry",
         errno.EDQUOT: "free some space and retry",
+        errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
         errno.EACCES: "fix the permissions or choose another path",
         errno.EPERM: "fix the permissions or choose another path",
         errno.EROFS: "choose a path that is writable",

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
-from candid.errors import CandidError, Interrupted
+from candid.errors import CandidError, Interrupted, exit_code_of
 
 KEY: Final = "failure"
 """Key of the store with the first failure."""
@@ -83,7 +83,7 @@ class Failure:
         if isinstance(error, SystemExit):
             return cls(rank, error.code if isinstance(error.code, int) else 1, "the process ended")
         message = " ".join(str(error).split()) or type(error).__name__
-        return cls(rank, int(getattr(error, "exit_code", 1)), message)
+        return cls(rank, exit_code_of(error), message)
 
     def error(self) -> PeerError | PeerInterrupted:
         """Return the error that ends the other processes."""

@@ -12,7 +12,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from candid.errors import ConfigError
+from candid.errors import ArtifactError, ConfigError
 
 SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -34,7 +34,7 @@ class Metrics:
             alone.
 
     Raises:
-        ConfigError: the folder has no space.
+        ArtifactError: the folder has no space.
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
@@ -198,7 +198,7 @@ def _reserve_files(folder: Path) -> None:
             with path.open("ab") as stream:
                 os.posix_fallocate(stream.fileno(), 0, FILE_BYTES)
         except OSError as error:
-            raise ConfigError(
+            raise ArtifactError(
                 f"no space for the metrics of a worker in {folder} ({error.strerror}): free some "
                 "space, or set TMPDIR to another folder"
             ) from None

@@ -4,7 +4,24 @@ import pytest
 
 from candid.errors import ConfigError
 from candid.serve.errors import RequestError
-from candid.serve.http.access import AllowedHosts, TrustedProxies, is_loopback
+from candid.serve.http.access import AllowedHosts, ApiKeys, TrustedProxies, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("read", "admin", "message"),
+    [
+        (("a", ""), (), "read key 2 is empty"),
+        ((), ("",), "admin key 1 is empty"),
+        ((" \n",), (), "read key 1 is empty"),
+        ((), ("key ",), "admin key 1 has white space around it"),
+        (("\udcff",), (), "read key 1 is not UTF-8"),
+        ("secret", (), "the read keys must be a tuple"),
+        ((), "secret", "the admin keys must be a tuple"),
+    ],
+)
+def test_key_that_cannot_be_used_is_refused(read, admin, message):
+    with pytest.raises(ConfigError, match=message):
+        ApiKeys(read, admin)
 
 
 @pytest.mark.parametrize(

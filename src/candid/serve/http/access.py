@@ -23,10 +23,22 @@ class ApiKeys:
         read: for queries; empty: queries need no key.
         admin: for item updates and reloads, and for queries too; empty: updates and reloads are
             refused.
+
+    Raises:
+        ConfigError: a key is empty, has white space around it, or is not UTF-8.
     """
 
     read: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, keys in (("read", self.read), ("admin", self.admin)):
+            if isinstance(keys, str):  # Each of its characters would be a key.
+                raise ConfigError(f"the {kind} keys must be a tuple of texts, got one text")
+            for number, key in enumerate(keys, start=1):
+                fault = _fault_of_key(key)
+                if fault is not None:
+                    raise ConfigError(f"{kind} key {number} {fault}; choose another key")
 
     def __repr__(self) -> str:
         return f"ApiKeys({len(self.read)} read, {len(self.admin)} admin)"
@@ -56,6 +68,19 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, sha256(k.encode()).digest()) for k in accepted]
         if not any(matches):
             raise RequestError("wrong_key", "the server does not accept this key for this request")
+
+
+def _fault_of_key(key: str) -> str | None:
+    """Return why no client could send a key, or why anybody could; None: it can be used."""
+    if not key.strip():
+        return "is empty"
+    if key != key.strip():
+        return "has white space around it, which clients cannot send"
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from candid.errors import ConfigError
+from candid.errors import ArtifactError
 from candid.serve.config import ServeConfig
 from candid.serve.http.access import AccessRules
 from candid.serve.http.listening import bind, log_keys, num_cores, url_of
@@ -95,7 +95,7 @@ def _metrics_folder() -> Iterator[Path]:
     try:
         folder = TemporaryFolder("metrics")
     except OSError as error:
-        raise ConfigError(
+        raise ArtifactError(
             f"cannot create a folder for the metrics of the workers ({error.strerror}): set TMPDIR "
             "to a folder with free space"
         ) from None
