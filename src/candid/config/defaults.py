@@ -56,7 +56,7 @@ PATIENCE: Final = TrainingConfig().patience or 1
 """Validations without improvement before stopping; together they last at least the warm-up."""
 
 ROW_WISE_ITEMS: Final = 200_000
-"""Smallest catalog whose tables train by row beside a transformer. Dense Adam and the mean then take
+"""Smallest catalog whose tables train by row beside a transformer: dense Adam and the mean take
 as long as the rest of a step; in smaller catalogs row-wise tables were a little less accurate
 (docs/guides/train.md)."""
 
