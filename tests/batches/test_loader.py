@@ -1,6 +1,5 @@
 """Loaders against loops over the sequences."""
 
-import tracemalloc
 from dataclasses import replace
 from unittest import mock
 
@@ -14,15 +13,12 @@ from hypothesis import strategies as st
 from candid.batches import (
     BatchesConfig,
     Loader,
-    NewTargets,
     Position,
-    epoch_targets,
     offsets_of,
     permutation,
     target_counts,
 )
 from candid.data import PreparedDataset, Role, chunks
-from candid.data.store import open_dataset
 from candid.errors import ConfigError, DataError
 from candid.features import Numbers
 
@@ -260,53 +256,6 @@ def test_interactions_beyond_32_bits(unit):
     assert target_counts(dataset, config).tolist() == [0] * 7 + [len(rows)]
 
 
-def peak_and_kept(work):
-    """Return the most bytes that numpy held at a time and those it holds after the work."""
-    work()  # first calls import modules, whose memory would count
-    tracemalloc.start()
-    try:
-        result = work()
-        kept, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return result, peak, kept
-
-
-@pytest.mark.parametrize("kind", ["adjacent", "mixed", "new"])
-@pytest.mark.parametrize("unit", ["sequence", "interaction"])
-def test_memory_is_that_of_users_and_not_of_interactions(unit, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 1 << 12)
-    monkeypatch.setattr(permutation, "ARRAY_UNITS", 0)
-    num_users, length = 50, 8000
-    num = num_users * length
-    roles = np.full(num, T, np.uint8)
-    if kind == "mixed":
-        roles[::3] = H
-    dataset = PreparedDataset(
-        item_ids=(np.arange(num) % 5).astype(np.int32),
-        user_offsets=np.arange(num_users + 1) * length,
-        roles=roles,
-        users=pl.DataFrame({"source_id": np.arange(num_users)}),
-        items=pl.DataFrame({"source_id": np.arange(5)}),
-    )
-    dataset.save(tmp_path / "data")
-    dataset = open_dataset(tmp_path / "data")
-    new = NewTargets(dataset.user_offsets[:-1] + length // 2, 0.5) if kind == "new" else None
-    config = BatchesConfig(unit=unit, batch_size=16, max_length=100, num_workers=0)
-
-    def work():
-        epoch_targets(dataset, config, new)
-        loader = Loader(dataset, config, seed=0, new=new)
-        loader.batch(0, 3)
-        return loader
-
-    loader, peak, kept = peak_and_kept(work)
-    assert loader.num_units >= 50 * 8000 // 100 // 2
-    # 48 bytes for each of the 8,000 interactions of a chunk, and little for each interaction.
-    assert peak < 2 * 48 * length + num // 2
-    assert kept < num // 2
-
-
 def batch_has_no_history(loader):
     return loader.batch(0, 0).history is None
 
@@ -336,10 +285,8 @@ def test_drop_last_leaves_out_the_smaller_batch():
 class EventContext:
     """A context whose feature is the interaction of each row."""
 
-    def at(self, events, has_history=None):
-        if has_history is None:
-            has_history = np.ones(len(events), dtype=np.int64)
-        values = np.stack([events, has_history.astype(np.int64)], axis=1)
+    def at(self, events, has_last):
+        values = np.stack([events, has_last.astype(np.int64)], axis=1)
         return {"event": Numbers(torch.from_numpy(values))}
 
 

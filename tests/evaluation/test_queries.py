@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
-from candid.data import Role, held_out
+from candid.data import PreparedDataset, Role, chunks, held_out
 from candid.errors import DataError
 from candid.evaluation import EvaluationConfig, check_has_relevant
-from candid.evaluation.queries import seen_items_of, targets_of
+from candid.evaluation.queries import seen_items_of, select_queries, targets_of
 
 EVENT_TYPES = ("buy", "like", "view")
 TARGETS = [(), ("buy",), ("buy", "like"), EVENT_TYPES]
@@ -74,3 +76,61 @@ def test_user_without_history_has_seen_no_item(make_dataset):
     check_has_relevant(dataset, config, Role.TEST, needs_history=False)
     with pytest.raises(DataError, match="all 1 test targets"):
         check_has_relevant(dataset, config, Role.TEST, needs_history=True)
+
+
+@pytest.mark.parametrize("max_users", [None, 9])
+@pytest.mark.parametrize("catalog", ["all", "warm", "cold"])
+def test_queries_are_those_of_a_loop_over_users(make_random, monkeypatch, catalog, max_users):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 16)
+    dataset = make_random(repeats=True, max_targets=3)[0]
+    counts = np.where(np.arange(dataset.num_items) % 3 == 0, 0.0, 1.0)
+    is_target = {"all": counts >= 0, "warm": counts > 0, "cold": counts == 0}[catalog]
+    settings = {"needs_history": True, "seed": 5, "catalog": catalog, "item_counts": counts}
+    queries = select_queries(dataset, Role.TEST, max_users=max_users, **settings)
+    expected, num_skipped = {}, 0
+    for user in range(dataset.num_users):
+        start, stop = dataset.user_offsets[user : user + 2]
+        events = [e for e in range(start, stop) if dataset.roles[e] == Role.TEST]
+        targets = [int(i) for i in dataset.item_ids[events] if is_target[i]]
+        if targets and events[0] > start:
+            expected[user] = (int(events[0]), targets)
+        num_skipped += bool(targets) and events[0] == start
+    held, offsets = queries.held_out, queries.held_out.target_offsets
+    actual = {
+        int(user): (int(stop), held.target_ids[begin:end].tolist())
+        for user, stop, begin, end in zip(
+            held.user_ids, held.history_stop, offsets[:-1], offsets[1:], strict=True
+        )
+    }
+    assert len(actual) == (max_users or len(expected))
+    assert actual.items() <= expected.items()
+    assert list(actual) == sorted(actual)
+    assert queries.num_population == len(expected) > 9
+    assert queries.counts["users_without_history"] == num_skipped
+
+
+def test_memory_of_a_sample_is_that_of_users_and_not_of_targets(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 1 << 12)
+    num_users, length = 500, 800
+    num = num_users * length
+    dataset = PreparedDataset(
+        item_ids=(np.arange(num) % 5).astype(np.int32),
+        user_offsets=np.arange(num_users + 1) * length,
+        roles=np.tile(np.repeat([Role.TRAIN, Role.VALIDATION], length // 2), num_users),
+        users=pl.DataFrame({"source_id": np.arange(num_users)}),
+        items=pl.DataFrame({"source_id": np.arange(5)}),
+    )
+    config = EvaluationConfig(ks=(1,), metric="mrr@1", max_users=10, filter_seen=False)
+    counts = dataset.train_counts
+    tracemalloc.start()
+    try:
+        queries = check_has_relevant(
+            dataset, config, Role.VALIDATION, needs_history=True, item_counts=counts
+        )
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(queries) == 10
+    assert len(queries.held_out.target_ids) == 10 * length // 2
+    # 200,000 targets as int64 would be 1.6 MB.
+    assert kept < peak < num

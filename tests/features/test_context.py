@@ -47,7 +47,8 @@ def seen(call):
 
 
 def test_context_has_the_time_of_the_interaction_and_the_gap_before_it():
-    columns = seen(lambda context: context.at(np.array([2, 0, 3, 4, 1])))
+    has_last = np.array([True, False, False, True, True])
+    columns = seen(lambda context: context.at(np.array([2, 0, 3, 4, 1]), has_last))
     assert columns["since"] == [4 * 3600.0, None, None, 0.0, 2 * 3600.0]
     start = datetime.datetime(1970, 1, 1)
     assert columns["event_type"] == ["view", "buy", "buy", "buy", "view"]

@@ -166,7 +166,7 @@ def test_vectors_of_a_loaded_run_equal_those_of_training(
 def check_queries(loaded, trained, context, written):
     data = loaded.dataset
     users, events = np.arange(NUM_USERS), data.user_offsets[1:] - 1
-    values = None if context is None else context.at(events)
+    values = None if context is None else context.at(events, np.ones_like(events, dtype=np.bool_))
     expected = trained.encode_queries(Queries(user_ids=torch.from_numpy(users), context=values))
     for user, event in enumerate(events):
         queries = queries_for_users(

@@ -141,7 +141,7 @@ class Loader:
             positive_ids=torch.from_numpy(self._item_ids[events].astype(np.int64)),
             weights=self._weights(events),
             negative_ids=negatives_of(self._dataset, events, self.config.max_negatives),
-            context=None if self._context is None else self._context.at(events),
+            context=self._context_at(events, self._dataset.user_offsets[owners] < events),
             times=times_of(self._dataset, events),
         )
 
@@ -179,9 +179,9 @@ class Loader:
         )
 
     def _context_at(
-        self, events: Ints, has_history: npt.NDArray[np.bool_]
+        self, events: Ints, has_last: npt.NDArray[np.bool_]
     ) -> Mapping[str, Values] | None:
-        return None if self._context is None else self._context.at(events, has_history)
+        return None if self._context is None else self._context.at(events, has_last)
 
     def _weights(self, events: Ints) -> Tensor | None:
         weights = self._dataset.weights

@@ -7,7 +7,15 @@ from candid.data.config import (
     ItemTableConfig,
     UserTableConfig,
 )
-from candid.data.dataset import HeldOutTargets, PreparedDataset, Role, held_out
+from candid.data.dataset import (
+    HeldOutTargets,
+    HeldOutUsers,
+    PreparedDataset,
+    Role,
+    held_out,
+    held_out_users,
+    targets_of_users,
+)
 from candid.data.dataset_files import SCHEMA_VERSION
 from candid.data.in_memory import is_table, table_frame
 from candid.data.inputs import MEMORY_NAMES
@@ -25,6 +33,7 @@ __all__ = [
     "DataConfig",
     "EventTypeConfig",
     "HeldOutTargets",
+    "HeldOutUsers",
     "ItemTableConfig",
     "Prepared",
     "PreparedDataset",
@@ -37,12 +46,14 @@ __all__ = [
     "as_dataset",
     "find_public_copy",
     "held_out",
+    "held_out_users",
     "is_table",
     "item_ids_of",
     "open_dataset",
     "prepare",
     "prepare_folder",
     "table_frame",
+    "targets_of_users",
     "user_ids_of",
     "with_all_training",
 ]

@@ -19,7 +19,7 @@ import polars as pl
 
 from candid.atomic import atomic_folder, remove_stale
 from candid.checksums import FileChecks
-from candid.data.chunks import add_counts, owners_of, row_chunks, user_chunks
+from candid.data.chunks import UserChunk, add_counts, owners_of, row_chunks, user_chunks
 from candid.data.dataset_files import (
     ARRAYS,
     TABLES,
@@ -263,6 +263,86 @@ class HeldOutTargets:
         return f"HeldOutTargets({len(self):,} queries, {len(self.target_ids):,} targets)"
 
 
+@dataclass(frozen=True, eq=False)
+class HeldOutUsers:
+    """The users of the queries of an evaluation, without their targets.
+
+    Attributes:
+        user_ids: [Q] int64, ascending.
+        history_stop: [Q] int64, as in ``HeldOutTargets``.
+    """
+
+    user_ids: npt.NDArray[np.int64]
+    history_stop: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> HeldOutUsers:
+        return HeldOutUsers(self.user_ids[rows], self.history_stop[rows])
+
+
+def held_out_users(
+    dataset: PreparedDataset, role: Role, is_target: npt.NDArray[np.bool_] | None = None
+) -> HeldOutUsers:
+    """Find the users with a target of ``role``, in memory that grows with the users.
+
+    Args:
+        dataset: the prepared dataset.
+        role: ``Role.VALIDATION`` or ``Role.TEST``.
+        is_target: [V] bool, items that are targets; users without one of them are left out. A
+            history ends before the first interaction of the role with any item. None: all.
+    """
+    users, stops = [], []
+    for chunk in user_chunks(dataset.user_offsets):
+        events, bounds = _events_of_users(dataset, role, chunk)
+        firsts = np.append(events, chunk.rows.stop)[bounds[:-1]]
+        if is_target is not None:
+            events, bounds = _only(dataset, events, bounds, is_target)
+        owners = np.flatnonzero(np.diff(bounds))
+        users.append(owners + chunk.users.start)
+        stops.append(firsts[owners])
+    empty = np.empty(0, dtype=np.int64)
+    return HeldOutUsers(np.concatenate([empty, *users]), np.concatenate([empty, *stops]))
+
+
+def targets_of_users(
+    dataset: PreparedDataset,
+    role: Role,
+    users: HeldOutUsers,
+    is_target: npt.NDArray[np.bool_] | None = None,
+) -> HeldOutTargets:
+    """Collect the targets of some users, in memory that grows with these targets.
+
+    Args:
+        dataset: the prepared dataset.
+        role: as for ``held_out_users``.
+        users: some of those of ``held_out_users``.
+        is_target: as for ``held_out_users``.
+    """
+    ids, counts = [], []
+    for chunk in user_chunks(dataset.user_offsets):
+        first, last = np.searchsorted(users.user_ids, (chunk.users.start, chunk.users.stop))
+        if first == last:
+            continue
+        events, bounds = _events_of_users(dataset, role, chunk)
+        if is_target is not None:
+            events, bounds = _only(dataset, events, bounds, is_target)
+        chosen = users.user_ids[first:last] - chunk.users.start
+        is_chosen = np.zeros(len(bounds) - 1, dtype=np.bool_)
+        is_chosen[chosen] = True
+        lengths = np.diff(bounds)
+        counts.append(lengths[chosen])
+        ids.append(dataset.item_ids[events[np.repeat(is_chosen, lengths)]].astype(np.int64))
+    empty = np.empty(0, dtype=np.int64)
+    return HeldOutTargets(
+        user_ids=users.user_ids,
+        history_stop=users.history_stop,
+        target_ids=np.concatenate([empty, *ids]),
+        target_offsets=np.append(0, np.cumsum(np.concatenate([empty, *counts]))),
+    )
+
+
 def held_out(dataset: PreparedDataset, role: Role) -> HeldOutTargets:
     """Collect the queries of ``role`` (``Role.VALIDATION`` or ``Role.TEST``).
 
@@ -273,12 +353,24 @@ def held_out(dataset: PreparedDataset, role: Role) -> HeldOutTargets:
         >>> held_out(dataset, Role.TEST)  # doctest: +SKIP
         HeldOutTargets(6,040 queries, 6,040 targets)
     """
-    events = dataset.events_of(role)
-    owners = np.searchsorted(dataset.user_offsets, events, side="right") - 1
-    user_ids, first = np.unique(owners, return_index=True)
-    return HeldOutTargets(
-        user_ids=user_ids.astype(np.int64),
-        history_stop=events[first].astype(np.int64),
-        target_ids=dataset.item_ids[events].astype(np.int64),
-        target_offsets=np.append(first, len(events)).astype(np.int64),
-    )
+    return targets_of_users(dataset, role, held_out_users(dataset, role))
+
+
+def _events_of_users(
+    dataset: PreparedDataset, role: Role, chunk: UserChunk
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the interactions of a role of n users [N], and where those of each begin [n + 1]."""
+    events = np.flatnonzero(dataset.roles[chunk.rows] == role) + chunk.rows.start
+    edges = dataset.user_offsets[chunk.users.start : chunk.users.stop + 1]
+    return events, np.searchsorted(events, edges)
+
+
+def _only(
+    dataset: PreparedDataset,
+    events: npt.NDArray[np.int64],
+    bounds: npt.NDArray[np.int64],
+    is_target: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return those of the interactions whose items are targets, as ``_events_of_users`` does."""
+    is_kept = is_target[dataset.item_ids[events]]
+    return events[is_kept], np.append(0, np.cumsum(is_kept))[bounds]

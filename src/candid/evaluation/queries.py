@@ -7,8 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from candid.batches import Ints, offsets_of, ranges
-from candid.data import HeldOutTargets, PreparedDataset, Role, held_out
+from candid.batches import Ints
+from candid.data import (
+    HeldOutTargets,
+    PreparedDataset,
+    Role,
+    held_out_users,
+    targets_of_users,
+)
 from candid.errors import DataError
 from candid.evaluation.config import CatalogPart, EvaluationConfig
 from candid.evaluation.metrics import Bools, Floats
@@ -71,22 +77,24 @@ def select_queries(
     Raises:
         DataError: there is no query.
     """
-    queries = held_out(dataset, role)
-    if len(queries) == 0:
+    # Targets are collected of the sampled users only: they may be a fraction of all interactions.
+    users, is_target = held_out_users(dataset, role), None
+    if len(users) == 0:
         raise DataError(
             f"the dataset has no {role.name.lower()} split: measure on another split, or prepare "
             "the data with a split.kind that holds interactions out"
         )
     if catalog != "all":
-        queries = _with_targets_among(queries, catalog_mask(dataset, item_counts, catalog))
-        if len(queries) == 0:
+        is_target = catalog_mask(dataset, item_counts, catalog)
+        users = held_out_users(dataset, role, is_target)
+        if len(users) == 0:
             other = "cold" if catalog == "warm" else "all"
             raise DataError(
                 f"the dataset has no {role.name.lower()} target among its {catalog} items: set "
                 f'evaluation.catalog = "{other}"'
             )
-    lengths = queries.history_stop - dataset.user_offsets[queries.user_ids]
-    rows = np.flatnonzero(lengths > 0) if needs_history else np.arange(len(queries))
+    lengths = users.history_stop - dataset.user_offsets[users.user_ids]
+    rows = np.flatnonzero(lengths > 0) if needs_history else np.arange(len(users))
     if len(rows) == 0:
         raise DataError(
             f"no user with a {role.name.lower()} target has a history before it, and the model "
@@ -94,11 +102,11 @@ def select_queries(
             "earlier interactions as history in a column split, choose another split, or train "
             "with batches.empty_histories = true"
         )
-    num_with_targets, num_skipped = len(queries), len(queries) - len(rows)
+    num_with_targets, num_skipped = len(users), len(users) - len(rows)
     if max_users is not None and max_users < len(rows):
         sample = np.random.default_rng(seed).choice(len(rows), max_users, replace=False)
         rows = rows[np.sort(sample)]
-    queries = _take(queries, rows)
+    queries = targets_of_users(dataset, role, users[rows], is_target)
     user_is_trained = dataset.user_is_trained[queries.user_ids]
     is_cold_target = item_counts[queries.target_ids] == 0
     num_retired = 0 if dataset.retired_items is None else int(dataset.retired_items.sum())
@@ -157,30 +165,6 @@ def catalog_mask(dataset: PreparedDataset, item_counts: Floats, part: CatalogPar
         return is_warm
     mask = np.ones_like(is_warm) if part == "all" else ~is_warm
     return mask if dataset.retired_items is None else mask & ~dataset.retired_items
-
-
-def _take(queries: HeldOutTargets, rows: Ints) -> HeldOutTargets:
-    lengths = np.diff(queries.target_offsets)[rows]
-    return HeldOutTargets(
-        user_ids=queries.user_ids[rows],
-        history_stop=queries.history_stop[rows],
-        target_ids=queries.target_ids[ranges(queries.target_offsets[rows], lengths)],
-        target_offsets=offsets_of(lengths),
-    )
-
-
-def _with_targets_among(queries: HeldOutTargets, is_member: Bools) -> HeldOutTargets:
-    """Keep the targets among the member items [V], and the queries that have any."""
-    mask = is_member[queries.target_ids]
-    rows = np.repeat(np.arange(len(queries)), np.diff(queries.target_offsets))
-    counts = np.bincount(rows[mask], minlength=len(queries))
-    has_target = counts > 0
-    return HeldOutTargets(
-        user_ids=queries.user_ids[has_target],
-        history_stop=queries.history_stop[has_target],
-        target_ids=queries.target_ids[mask],
-        target_offsets=offsets_of(counts[has_target]),
-    )
 
 
 def seen_items_of(dataset: PreparedDataset, queries: HeldOutTargets, rows: slice) -> Exclusions:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -42,24 +41,14 @@ class Context:
     dataset: PreparedDataset
     table: FeatureTable
 
-    @cached_property
-    def _is_first(self) -> npt.NDArray[np.bool_]:
-        is_first = np.zeros(len(self.dataset.item_ids) + 1, dtype=np.bool_)
-        is_first[self.dataset.user_offsets] = True
-        return is_first
-
-    def at(
-        self, events: Ints, has_history: npt.NDArray[np.bool_] | None = None
-    ) -> dict[str, Values]:
+    def at(self, events: Ints, has_last: npt.NDArray[np.bool_]) -> dict[str, Values]:
         """Encode the context of queries whose targets are interactions of the dataset.
 
         Args:
             events: [B], indices of the interactions.
-            has_history: [B], False for queries of users without a history; None: all True.
+            has_last: [B], whether the interaction before it is the last one of the user's history;
+                False for a user's first interaction, and for an empty history.
         """
-        has_last = ~self._is_first[events]
-        if has_history is not None:
-            has_last &= has_history
         return self.table.encode(_frame_at(self.dataset, events, has_last))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from candid.batches import Ints, Queries, offsets_of
-from candid.data import PreparedDataset, Role, held_out
+from candid.data import PreparedDataset, Role, held_out_users
 from candid.errors import ConfigError, UnknownNameError
 from candid.features import Context, Values
 from candid.index import Exclusions
@@ -240,7 +240,7 @@ class _HeldOutQueries(_UserQueries):
         role: Role,
     ) -> None:
         super().__init__(dataset, user_ids, max_length, context, 0, None)
-        targets = held_out(dataset, role)
+        targets = held_out_users(dataset, role)
         places = np.full(dataset.num_users, -1, dtype=np.int64)
         places[targets.user_ids] = np.arange(len(targets))
         places = places[user_ids]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from candid.data import Role, held_out
+from candid.data import Role, held_out_users
 from candid.data.lookup import unknown_user, with_advice
 from candid.errors import ConfigError, DataError
 from candid.runs.saved_model import SavedModel
@@ -52,7 +52,7 @@ def asked_users(
     needs_history = model.model.needs_history and not has_fallback
     stops, is_asked = dataset.user_offsets[1:], np.ones(dataset.num_users, dtype=np.bool_)
     if role is not None:
-        targets = held_out(dataset, role)
+        targets = held_out_users(dataset, role)
         stops = stops.copy()
         stops[targets.user_ids] = targets.history_stop
         is_asked[:] = False

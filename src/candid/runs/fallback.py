@@ -11,7 +11,7 @@ import polars as pl
 
 from candid.batches import Ints
 from candid.component import lookup
-from candid.data import PreparedDataset, Role, held_out
+from candid.data import PreparedDataset, Role, held_out_users
 from candid.errors import ConfigError
 from candid.inference import Recommendations, query_set, recommend, score_rows
 from candid.runs.source_ids import Attributes, SourceIds, dense_ids_or_unknown
@@ -139,7 +139,7 @@ def has_information(
     if user_ids is not None:
         stops = dataset.user_offsets[1:]
         if role is not None:
-            targets = held_out(dataset, role)
+            targets = held_out_users(dataset, role)
             stops = stops.copy()
             stops[targets.user_ids] = targets.history_stop
         has_history = stops > dataset.user_offsets[:-1]
