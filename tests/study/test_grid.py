@@ -180,6 +180,22 @@ def test_range_that_shall_not_be_extended_is_not():
     assert grid.at_edge(records) == {setting}
 
 
+@pytest.mark.parametrize(
+    ("training", "epochs", "steps"),
+    [
+        ({}, 1, None),
+        ({"validate_every_steps": 30}, 1, 30),
+        ({"validate_every_steps": 30, "checkpoint_every": 2}, 2, None),
+        ({"validate_every_steps": 30, "checkpoint_every_steps": 7}, 1, 7),
+    ],
+)
+def test_cell_has_a_checkpoint_at_each_validation_within_an_epoch(training, epochs, steps):
+    recipe = STUDY["recipe"] | {"training": training}
+    grid = Grid(study_with(recipe=recipe))
+    found = grid.config(next(iter(grid.seeds)).cell("main", 0.1, 0)).training
+    assert (found.checkpoint_every, found.checkpoint_every_steps) == (epochs, steps)
+
+
 def test_first_grid_ends_before_the_pilot_of_the_next_one_begins():
     first = {"datasets": ["a"], "num_candidates": [4], "arms": ["refined", "full_softmax"]}
     # Its setting of the first grid is there already.

@@ -89,7 +89,7 @@ def test_study_records_every_cell(complete):
     assert not list((out / "locks").iterdir())
     for record in result.records:
         assert record.validation.keys() >= {"ndcg@10", "nll"}
-        assert len(record.curve) == (1 if record.key.phase == "pilot" else 3)
+        assert len(record.curve) == -(-record.steps // SMALL["VALIDATE_EVERY_STEPS"]) > 2
         assert record.curve[0].sample_weight is not None
         assert record.cpu_seconds > 0
         assert record.peak_mib > 100  # torch alone takes more
@@ -166,7 +166,7 @@ def test_killed_study_has_the_records_of_an_uninterrupted_one(complete, copied):
             steps.append(state.step)
 
     result = run_study(study_with(), copied, progress=Watch())
-    assert min(steps) > 4  # not from the beginning
+    assert min(steps) == 5  # after the validation within the first epoch
     before = complete[1].records
     assert [*map(without_clocks, result.records)] == [*map(without_clocks, before)]
     for record in before:
@@ -297,6 +297,9 @@ def test_failed_pilot_leaves_its_arm_without_a_learning_rate(copied, without_row
     assert result.is_complete
     assert result.without_rate == 2
     assert [record.key.phase for record in result.records] == ["pilot"]
+    assert result.status.remaining == 0
+    again = run_study(study, copied)  # nothing is timed any more
+    assert (again.without_rate, again.status.remaining) == (2, 0)
 
 
 def test_panic_of_a_library_fails_its_cell(copied, monkeypatch):
@@ -310,20 +313,51 @@ def test_panic_of_a_library_fails_its_cell(copied, monkeypatch):
     ]
 
 
-def test_cell_that_is_killed_again_and_again_fails(copied, monkeypatch):
+class Killed(BaseException):
+    """Ends a cell as a kill does: nothing catches it."""
+
+
+@pytest.fixture
+def ended_by(monkeypatch):
+    """Return a function that lets each training end by an exception, or run as it is with None."""
+
+    def choose(error):
+        def train(*arguments, **keywords):
+            raise error
+
+        replacement = train_run if error is None else train
+        monkeypatch.setattr("candid.study.cell.train_run", replacement)
+
+    return choose
+
+
+def test_cell_that_is_killed_again_and_again_fails(copied, ended_by):
     study = study_with(grids=[{"arms": ["full_softmax"]}])
-    monkeypatch.setattr("candid.study.cell.train_run", interrupt)
+    ended_by(Killed())
     for _ in range(3):
-        with pytest.raises(Interrupted, match=r"stopped in pilot .* run the same command"):
+        with pytest.raises(Killed):
             run_study(study, copied)
     result = run_study(study, copied)
-    assert [record.error.split(" before")[0] for record in result.failed] == [
-        "its process was killed 3 times"
-    ]
+    (error,) = [record.error for record in result.failed]
+    assert error.startswith("its process was killed 3 times before a new checkpoint")
+    ended_by(None)
+    assert not run_study(study, copied).records[0].is_finished
+    assert run_study(study, copied, retry_failed=True).records[0].is_finished
 
 
-def interrupt(*arguments, **keywords):
-    raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("stopped at step 3")], ids=str)
+def test_stop_by_a_signal_does_not_count_as_a_kill(copied, ended_by, error):
+    study = study_with(grids=[{"arms": ["full_softmax"]}])
+    for ends, exception in [(error, Interrupted)] * 4 + [(Killed(), Killed)] * 2:
+        ended_by(ends)
+        with pytest.raises(exception):
+            run_study(study, copied)
+    ended_by(error)
+    for _ in range(2):  # two kills and a stop are two kills
+        with pytest.raises(Interrupted, match=r"stopped in pilot .* run the same command"):
+            run_study(study, copied)
+    ended_by(None)
+    assert not run_study(study, copied).failed
 
 
 def test_study_over_its_budget_is_refused_with_the_estimate(copied, started):

@@ -293,6 +293,74 @@ def test_validation_and_checkpoint_intervals_include_the_end(tmp_path, monkeypat
     assert [one for one in saved if one[0] == LAST] == [(LAST, 3), (LAST, 5)]
 
 
+def test_checkpoints_by_steps_are_written_within_epochs_and_at_the_end(tmp_path, monkeypatch):
+    """An epoch has 8 steps."""
+    settings = {"epochs": 2, "checkpoint_every_steps": 3, "validate_every_steps": 4}
+    trainer = make_trainer(tmp_path, settings=settings, validate=scripted([0.1] * 4))
+    saved, write = [], run_checkpoints.write_checkpoint
+
+    def recorded(path, *arguments, **settings):
+        if path.name == LAST:
+            saved.append(trainer.state.step)
+        write(path, *arguments, **settings)
+
+    monkeypatch.setattr(run_checkpoints, "write_checkpoint", recorded)
+    state = trainer.run()
+    assert saved == [3, 6, 9, 12, 15, 16]
+    assert [line["step"] for line in state.history] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("tables", ["dense", "row_adam", "sharded_row_adam"])
+def test_run_killed_within_an_epoch_continues_from_the_steps_of_its_checkpoint(tmp_path, tables):
+    """Every gradient, sample and dropout after it is that of a run that was never stopped."""
+    settings = {"epochs": 2, "tables": tables, "validate_every_steps": 4, "log_every": 1}
+    settings["average"] = 0.9 if tables == "dense" else None
+    options = {"loss": "sampled_softmax", "validate": weight_sum}
+    whole = make_trainer(tmp_path / make(tmp_path, "whole"), settings=settings, **options)
+    whole.run()
+
+    class Killed(BaseException):
+        """Ends the process without another checkpoint, as a kill does."""
+
+    class Kills:
+        def on_start(self, targets):
+            pass
+
+        def on_validation(self, state, metrics):
+            pass
+
+        def on_step(self, state, metrics):
+            steps.append(state.step)
+            if state.step in stops:
+                raise Killed
+
+    folder, settings = tmp_path / make(tmp_path, "cut"), settings | {"checkpoint_every_steps": 3}
+    steps, stops = [], [5]
+    with pytest.raises(Killed):
+        make_trainer(folder, settings=settings, progress=Kills(), **options).run()
+    for stop, first in ((11, 4), (None, 10)):
+        steps, stops = [], [stop]
+        resumed = make_trainer(folder, settings=settings, progress=Kills(), **options)
+        failure = None
+        try:
+            resumed.run(resume=True)
+        except Killed as error:
+            failure = error
+        assert (failure is None) == (stop is None)
+        assert steps[0] == first
+    assert all(torch.equal(weights(whole)[name], p) for name, p in weights(resumed).items())
+    losses = [
+        [line["loss"] for line in metrics_lines(one) if "loss" in line]
+        for one in (tmp_path / "whole", folder)
+    ]
+    assert losses[0] == losses[1]
+    history = [
+        [{**line, "seconds": 0, "cpu_seconds": 0} for line in one.state.history]
+        for one in (whole, resumed)
+    ]
+    assert history[0] == history[1]
+
+
 def validated_models(folder):
     files = (folder / "checkpoints").glob("step-*.safetensors")
     return {int(file.stem.removeprefix("step-")): read_checkpoint(file) for file in files}
@@ -385,9 +453,10 @@ def test_models_after_the_checkpoint_of_a_resume_are_removed(tmp_path):
     assert not validated_models(tmp_path)
 
 
-def test_two_intervals_of_validation_are_refused():
-    with pytest.raises(ConfigError, match="validate_every_steps cannot be combined: leave one of"):
-        TrainingConfig(validate_every=2, validate_every_steps=10)
+@pytest.mark.parametrize("name", ["validate_every", "checkpoint_every"])
+def test_two_intervals_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name}_steps cannot be combined: leave one of"):
+        TrainingConfig(**{name: 2, f"{name}_steps": 10})
 
 
 def flip_last_bit(path):

@@ -228,13 +228,15 @@ def check_stored_no_weights(out: Path, manifest: Mapping[str, Any]) -> None:
 def _had_a_checkpoint(out: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether the best weights are from after the first checkpoint.
 
-    Those of the first epochs are written before it, so that a kill may leave them alone.
+    Earlier ones are written before it, so that a kill may leave them alone.
     """
     if not (out / BEST).exists():
         return False
     state = read_checkpoint(out / BEST).meta["state"]
     steps: int = state["step"] - state["start_step"]
-    first = manifest["config"]["training"]["checkpoint_every"] * manifest["steps_per_epoch"]
+    training = manifest["config"]["training"]
+    by_steps = training.get("checkpoint_every_steps")
+    first = by_steps or training["checkpoint_every"] * manifest["steps_per_epoch"]
     return steps > int(first)
 
 

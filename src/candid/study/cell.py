@@ -8,8 +8,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -106,7 +106,12 @@ class Cell:
             Interrupted: stopped by a signal, after a checkpoint.
         """
         _reset_peak_memory()
-        self._count_start()
+        with self._counted_start():
+            return self._finish(out, settings, commit, progress)
+
+    def _finish(
+        self, out: Path, settings: MeasureConfig, commit: str | None, progress: Progress | None
+    ) -> Record:
         run_folder = self.folder / RUN
         resume = has_checkpoint(run_folder)
         if not resume:
@@ -171,8 +176,9 @@ class Cell:
         loader = Loader(self.dataset, self.config.batches, seed=self.config.seed)
         return self.config.sampler.candidates_per_row(len(loader.batch(0, 0)))
 
-    def _count_start(self) -> None:
-        """Count starts since the last checkpoint.
+    @contextmanager
+    def _counted_start(self) -> Iterator[None]:
+        """Count the starts since the last checkpoint; one that a signal stops does not count.
 
         Raises:
             KilledError: there were too many.
@@ -187,9 +193,16 @@ class Cell:
             path.unlink(missing_ok=True)
             raise KilledError(
                 f"its process was killed {count} times before a new checkpoint, such as for "
-                "memory; lower its sizes, or set training.checkpoint_every"
+                "memory; lower its sizes or set training.checkpoint_every_steps, and run it again "
+                "with --retry-failed"
             )
         write_json(path, {"checkpoint": stamp, "count": count + 1})
+        try:
+            yield
+        except KeyboardInterrupt:
+            with suppress(ArtifactError):  # the stop is what the user should read
+                write_json(path, {"checkpoint": stamp, "count": count})
+            raise
 
 
 def cell_folders(parent: Path) -> list[Path]:

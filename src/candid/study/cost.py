@@ -275,6 +275,9 @@ def _times(table: Any) -> dict[str, float]:
 def _digest(config: RunConfig) -> str:
     """Return a checksum of what decides the cost of a step and of a validation."""
     table = config.model_dump(mode="json")
-    for key in ("epochs", "max_steps", "validate_every", "validate_every_steps", "lr"):
+    for key in (
+        *("epochs", "max_steps", "lr"),
+        *("validate_every", "validate_every_steps", "checkpoint_every", "checkpoint_every_steps"),
+    ):
         table["training"].pop(key)
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:16]

@@ -127,7 +127,7 @@ class Grid:
         source = f"{study.source}: {key.label}"
         config = parse_config(table, source)
         _check_is_recorded(config, source)
-        return config
+        return _with_checkpoints(config)
 
     def digest(self, key: CellKey, dataset: str) -> str:
         """Return a checksum of everything that a cell depends on.
@@ -326,6 +326,19 @@ def _check_is_recorded(config: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: a study reads its curves from the log: training.trackers needs 'jsonl'"
         )
+
+
+def _with_checkpoints(config: RunConfig) -> RunConfig:
+    """Return a recipe with a checkpoint at each validation within an epoch.
+
+    An epoch may be longer than the whole training of a cell, which would begin anew after a kill.
+    """
+    training = config.training
+    is_given = training.model_fields_set & {"checkpoint_every", "checkpoint_every_steps"}
+    if training.validate_every_steps is None or is_given:
+        return config
+    steps = {"checkpoint_every_steps": training.validate_every_steps}
+    return config.model_copy(update={"training": training.model_copy(update=steps)})
 
 
 def _value(record: Record, metric: str) -> float:

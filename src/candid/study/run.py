@@ -198,9 +198,12 @@ class _Loop:
         """Return the estimated CPU seconds of the missing cells, at the pace of this call."""
         ended = self._ended(records)
         pilots = [key for key in self.grid.pilot_cells(records) if key not in ended]
+        open_pilots = {Setting.of(key) for key in pilots}
         main: list[CellKey] = []
         for setting, seeds in self.grid.seeds.items():
             chosen = self.grid.chosen_rate(setting, records)
+            if chosen is None and self.grid.pilots[setting] not in open_pilots:
+                continue  # all cells of its pilot failed: it never runs
             rate = chosen or self._some_rate(setting)
             keys = [setting.cell("main", rate, seed) for seed in seeds]
             main += [key for key in keys if key not in ended]

@@ -129,6 +129,12 @@ class TrainingConfig(ComponentConfig):
     )
     log_every: int = Field(10, ge=1, description="steps between lines of the metrics log")
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
+    checkpoint_every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints, also within an epoch, instead of checkpoint_every; "
+        "absent: by epochs",
+    )
     trackers: tuple[str, ...] = Field(
         ("jsonl",),
         description="where metrics go: 'jsonl' (metrics.jsonl), 'tensorboard', 'mlflow', 'wandb'; "
@@ -180,11 +186,12 @@ class TrainingConfig(ComponentConfig):
         return self
 
     @model_validator(mode="after")
-    def _validation_has_one_interval(self) -> TrainingConfig:
-        if self.validate_every_steps is not None and self.validate_every != 1:
-            raise ValueError(
-                "validate_every and validate_every_steps cannot be combined: leave one of them out"
-            )
+    def _intervals_are_in_epochs_or_steps(self) -> TrainingConfig:
+        for name in ("validate_every", "checkpoint_every"):
+            if getattr(self, f"{name}_steps") is not None and getattr(self, name) != 1:
+                raise ValueError(
+                    f"{name} and {name}_steps cannot be combined: leave one of them out"
+                )
         return self
 
     @model_validator(mode="after")

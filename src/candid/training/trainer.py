@@ -254,13 +254,19 @@ class Trainer:
         )
 
     def _validation_is_due(self) -> bool:
-        config, position = self.config, self.loader.position
-        if config.validate_every_steps is not None:
-            return self.state.step % config.validate_every_steps == 0
-        return position.step == 0 and position.epoch % config.validate_every == 0
+        return self._is_due(self.config.validate_every_steps, self.config.validate_every)
+
+    def _checkpoint_is_due(self) -> bool:
+        return self._is_due(self.config.checkpoint_every_steps, self.config.checkpoint_every)
+
+    def _is_due(self, steps: int | None, epochs: int) -> bool:
+        if steps is not None:
+            return self.state.step % steps == 0
+        position = self.loader.position
+        return position.step == 0 and position.epoch % epochs == 0
 
     def _train_part(self, stop: threading.Event) -> None:
-        """Train to the end of the epoch, or to a validation, a limit or a signal within it."""
+        """Train to the end of the epoch, or to what is due, a limit or a signal within it."""
         state, started, cpu_started = self.state, time.perf_counter(), time.process_time()
         seconds_left = (self.config.max_seconds or float("inf")) - state.seconds
         epoch = self.loader.position.epoch
@@ -279,7 +285,7 @@ class Trainer:
                 # All processes end the epoch after the same step.
                 stops, over_time = map(bool, self.group.largest([stop.is_set(), over_time], "stop"))
                 is_over = stops or over_time or state.step >= state.total_steps
-                if is_over or self._validation_is_due():
+                if is_over or self._validation_is_due() or self._checkpoint_is_due():
                     break
         self._check_finite(value)
         self._add_time(started, cpu_started, is_training=True)
@@ -296,9 +302,7 @@ class Trainer:
             with nullcontext() if self.average is None else self.average.in_place():
                 self._validate()
         self._add_time(started, cpu_started, is_training=False)
-        ends_epoch = self.loader.position.step == 0
-        is_due = ends_epoch and self.state.epoch % self.config.checkpoint_every == 0
-        if is_due or self._finished():
+        if self._checkpoint_is_due() or self._finished():
             self._save_last()
 
     def _add_time(self, started: float, cpu_started: float, is_training: bool) -> None:
