@@ -31,9 +31,11 @@ test:
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not slow and not docs and not campaign" --ignore tests/examples
 
-# Real servers, kills and damaged files: many minutes, so that they are not part of make test.
+# Real servers, kills and damaged files, and every preparation with both engines: many minutes, so
+# that they are not part of make test.
 test-campaign: $(VENV)/installed
 	$(PYTEST) -m campaign
+	$(PYTEST) --both-engines all tests/data tests/cli
 
 # With --jobs=2 the other checks run beside mypy, which takes longest.
 check: types style docs language

@@ -19,6 +19,22 @@ from candid.distributed import open_group
 TESTS = Path(__file__).parent
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--both-engines",
+        choices=["one", "all"],
+        default="one",
+        help="repeat one preparation in memory of each test function with DuckDB, or all of them",
+    )
+
+
+def pytest_configure(config):
+    limit = None if config.getoption("--both-engines") == "all" else 1
+    plugin = _import_file("both_engines", TESTS / "both_engines.py").BothEngines(limit)
+    config.pluginmanager.register(plugin, "both_engines")
+
+
 # Tests run side by side; tiny products gain nothing from threads that wait for each other.
 torch.set_num_threads(1)
 
