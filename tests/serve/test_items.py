@@ -114,6 +114,19 @@ def test_json_equals_the_description(table, cached_items, monkeypatch):
     assert entry["attributes"] == {"born": None, "odd": 2.0}
 
 
+def test_first_searches_may_run_at_once(table, monkeypatch):
+    found = []
+
+    def argsort(*arguments, **settings):
+        monkeypatch.undo()
+        found.append(table.find_by_title("red", 9, ALL))  # As another thread would.
+        return np.argsort(*arguments, **settings)
+
+    monkeypatch.setattr(module.np, "argsort", argsort)
+    assert table.find_by_title("red", 9, ALL) == [2, 0]
+    assert found == [[2, 0]]
+
+
 def test_find_by_title(table):
     assert table.find_by_title("red", 9, ALL) == [2, 0]  # by popularity
     assert table.find_by_title("sun red", 9, ALL) == [2]

@@ -151,8 +151,7 @@ class ItemTable:
         self._lock = threading.Lock()
         for item_id in range(items.height, len(self.ids)):
             self.update(item_id, None, {})
-        self._search_text: pl.Series | None = None
-        self._by_popularity: Ints | None = None
+        self._text_and_order: tuple[pl.Series, Ints] | None = None
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -239,15 +238,18 @@ class ItemTable:
         """
         words = query.lower().split()
         num_built = len(self._counts)
-        if self._search_text is None:
+        if self._text_and_order is None:
             name = "title" if self.has_titles else "source_id"
             text = self._frame[name].cast(pl.String)
-            self._search_text = text.str.to_lowercase().fill_null("")
-            self._by_popularity = np.argsort(-self._counts, kind="stable")
-        assert self._by_popularity is not None
+            # Both at once: another thread may search meanwhile.
+            self._text_and_order = (
+                text.str.to_lowercase().fill_null(""),
+                np.argsort(-self._counts, kind="stable"),
+            )
+        text, by_popularity = self._text_and_order
         matches = live[:num_built].copy()
         for word in words:
-            matches &= self._search_text.str.contains(word, literal=True).to_numpy()
+            matches &= text.str.contains(word, literal=True).to_numpy()
         matches[[item for item in self._updates if item < num_built]] = False
 
         def is_live(item: int) -> bool:
@@ -259,7 +261,7 @@ class ItemTable:
             title = (update["title"] or str(self.ids.source_ids([item])[0])).lower()
             if is_live(item) and item not in ids and all(word in title for word in words):
                 ids.append(item)
-        popular = self._by_popularity[matches[self._by_popularity]][: limit + 1].tolist()
+        popular = by_popularity[matches[by_popularity]][: limit + 1].tolist()
         return [*ids, *(item for item in popular if item not in ids)][:limit]
 
 
