@@ -59,6 +59,8 @@ LIGHT = 50.0
 """Requests a second beside reloads."""
 HEALTH = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 KINDS = ("request", "healthz", "healthz_probe_port")
+REQUEST_GOAL, PROBE_GOAL = 1000.0, 100.0
+"""Milliseconds within which a request beside idle connections and a probe are to be answered."""
 
 
 @dataclass
@@ -205,6 +207,32 @@ def measure(run: Path, index: Path, seconds: float, phases: Sequence[str]) -> di
     return result | {"exit_code": process.returncode}
 
 
+def verdicts(phases: dict[str, Any]) -> list[str]:
+    """Return whether each goal is met, a line each."""
+    idle, probes = phases["idle"]["sampled"]["request"], {}
+    for name, phase in phases.items():
+        found = phase["sampled"]["healthz_probe_port"]
+        # An answer with another status, or none, is not in the milliseconds.
+        is_complete = found["statuses"] == {"200": found["count"]}
+        probes[name] = found["ms"]["max"] if is_complete else float("inf")
+    slowest = max(probes, key=probes.__getitem__)
+    took = f"took {probes[slowest]:.0f} ms" if probes[slowest] < float("inf") else "had no answer"
+    waiting = phases["overload"]["sampled"]["healthz"]["ms"]["max"] / 1000
+    return [
+        f"- {_verdict(idle['ms']['max'], REQUEST_GOAL)}: an ordinary request within "
+        f"{REQUEST_GOAL:,.0f} ms beside {PHASES['idle'][0]}; the slowest took "
+        f"{idle['ms']['max']:.0f} ms.",
+        f"- {_verdict(probes[slowest], PROBE_GOAL)}: a probe on `--probe-port` within "
+        f"{PROBE_GOAL:.0f} ms always; the slowest {took}, beside {PHASES[slowest][0]}.",
+        "- Probes on the port of the server wait for the requests before them, "
+        f"{waiting:.0f} s under overload: use `--probe-port`.",
+    ]
+
+
+def _verdict(milliseconds: float, goal: float) -> str:
+    return "Met" if milliseconds <= goal else "Missed"
+
+
 def table(result: dict[str, Any] | None) -> str:
     """Return the block of docs/benchmarks/serve.md; None: there are no results."""
     if result is None:
@@ -213,7 +241,10 @@ def table(result: dict[str, Any] | None) -> str:
     lines = [
         f"{result['items']:,} items × {result['dim']}, {result['cores']} cores, "
         f"{result['seconds']:g} s for each phase; the server answers "
-        f"{result['answered_a_second']:,.0f} requests a second:",
+        f"{result['answered_a_second']:,.0f} requests a second. Load average before the start: "
+        f"{result['load_average']:g}.",
+        "",
+        *verdicts(result["phases"]),
         "",
         "| beside | sampled | answered | refused or failed | p50, ms | p99, ms | largest, ms |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -245,6 +276,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run and the index")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
+    if given.results == RESULTS and set(given.phases) != set(PHASES):
+        parser.error("some --phases only: give --results, because the page shows all of them")
     from serve_run import make_index, make_run
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

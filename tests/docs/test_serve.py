@@ -78,25 +78,45 @@ def test_requests_and_probes_are_answered_in_time_beside_hostile_clients(benchma
     result = json.loads(script.RESULTS.read_text())
     assert list(result["phases"]) == list(script.PHASES)
     assert result["exit_code"] == 0
-    assert result["phases"]["idle"]["sampled"]["request"]["ms"]["max"] < 1000
-    largest = {}
-    for name, phase in result["phases"].items():
+    for phase in result["phases"].values():
         # An answer with another status, or none, is not in the milliseconds.
         probes = phase["sampled"]["healthz_probe_port"]
         assert probes["statuses"] == {"200": probes["count"]}
         assert probes["count"] == script.RATE * result["seconds"]
-        largest[name] = probes["ms"]["max"]
-    docs = " ".join((ROOT / "docs" / "benchmarks" / "serve.md").read_text().split())
-    missed = f"({largest.pop('overload'):.0f} ms) and beside malformed requests "
-    assert f"missed under overload {missed}({largest.pop('malformed'):.0f} ms)" in docs
-    assert max(largest.values()) < 100
-    waiting = result["phases"]["overload"]["sampled"]["healthz"]["ms"]["max"] / 1000
-    assert f"{waiting:.0f} s under overload" in docs
+    assert script.verdicts(result["phases"])[0].startswith("- Met: an ordinary request")
     for name in ("none", "idle", "reloads"):
         found = result["phases"][name]["sampled"]["request"]
         assert found["statuses"] == {"200": found["count"]}
     assert result["phases"]["reloads"]["load"]["reloads"]["200"] > 0
     assert result["phases"]["malformed"]["load"]["server_errors"] == 0
+
+
+RELOADS = "reloads, 50 requests a second."
+
+
+def test_goals_beside_hostile_clients_follow_the_slowest_answer(benchmark_script):
+    script = benchmark_script("serve_edge")
+
+    def phase(request, probe, statuses):
+        times = {"request": request, "healthz": 2000.0, "healthz_probe_port": probe}
+        return {
+            "sampled": {
+                kind: {"count": 3, "statuses": statuses, "ms": {"max": ms}}
+                for kind, ms in times.items()
+            }
+        }
+
+    phases = {name: phase(900.0, 50.0, {"200": 3}) for name in script.PHASES}
+    assert [line.split(":")[0] for line in script.verdicts(phases)[:2]] == ["- Met", "- Met"]
+    phases["idle"] = phase(1001.0, 50.0, {"200": 3})
+    phases["malformed"] = phase(900.0, 101.0, {"200": 3})
+    request, probe, waiting = script.verdicts(phases)
+    assert request.startswith("- Missed: an ordinary request within 1,000 ms")
+    assert probe.startswith("- Missed: a probe")
+    assert probe.endswith("took 101 ms, beside malformed requests.")
+    assert "2 s under overload" in waiting
+    phases["reloads"] = phase(900.0, 1.0, {"200": 3, "503": 1})
+    assert script.verdicts(phases)[1].endswith("the slowest had no answer, beside " + RELOADS)
 
 
 def test_storm_of_reloads_matches_results():

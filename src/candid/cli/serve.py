@@ -67,7 +67,7 @@ def serve(
         typer.Option(
             min=0,
             max=65535,
-            help="Answer /healthz, /readyz and /metrics on this port as well, in a thread that no "
+            help="Answer /healthz, /readyz and /metrics on this port as well, in a process that no "
             "request delays; 0: any free one [default: on --port only]",
         ),
     ] = None,

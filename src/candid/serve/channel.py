@@ -1,4 +1,4 @@
-"""Messages between the supervisor of a server and one of its workers, over a socket pair.
+"""Messages between two processes of a server, over a socket pair.
 
 A message is a length (4 bytes, big-endian) and a JSON object. A request has ``id``, ``method`` and
 ``params``; its answer has the same ``id`` and either ``result`` or ``error``. A request without an

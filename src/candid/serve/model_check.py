@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from typing import Any, Final
 
 from candid.errors import ArtifactError
 from candid.json_text import parse_json
+from candid.serve.child_process import start_module
 from candid.serve.config import ServeConfig
 from candid.serve.logs import log_event
 from candid.serve.model_files import ModelFiles
@@ -100,20 +99,16 @@ class ModelChecks:
                 self._process.kill()
 
     def _start(self, stderr: Any) -> subprocess.Popen[bytes]:
-        # The folders of this process, so that both import the same candid; -P: not the current one.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        environment["OMP_NUM_THREADS"] = "1"
         with self._lock:
             if self._is_closed:
                 raise ArtifactError("the server is shutting down")
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", MODULE],
+                self._process = start_module(
+                    MODULE,
+                    environment={"OMP_NUM_THREADS": "1"},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
-                    env=environment,
-                    process_group=0,  # Ctrl-C is for the server, which then ends the check.
                 )
             except OSError as error:
                 raise ArtifactError(

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from candid.errors import ArtifactError, CandidError, ConfigError
 from candid.serve.channel import ChannelRequest
+from candid.serve.child_process import exit_reason
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError, internal_error
 from candid.serve.logs import error_fields, log_event
@@ -31,7 +32,7 @@ from candid.serve.model_files import ModelFiles
 from candid.serve.reload_queue import Reloaded, ReloadQueue
 from candid.serve.update_log import ItemUpdates
 from candid.serve.worker_group import WorkerGroup
-from candid.serve.worker_process import WorkerProcess, exit_reason
+from candid.serve.worker_process import WorkerProcess
 
 STOP_SECONDS: Final = 5.0
 """Time for a worker to end after its last request."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -15,6 +13,7 @@ from typing import Any, Final
 
 from candid.errors import ConfigError
 from candid.serve.channel import Channel, ChannelClosedError, ChannelRequest
+from candid.serve.child_process import start_module
 
 MODULE: Final = "candid.serve.http.worker"
 
@@ -67,17 +66,12 @@ class WorkerProcess:
         descriptors = (theirs.fileno(), listener.fileno())
         try:
             with theirs:
-                process = subprocess.Popen(
-                    # -P: not from the current folder, but from those of this process.
-                    [sys.executable, "-P", "-m", MODULE, *map(str, descriptors)],
+                process = start_module(
+                    MODULE,
+                    *map(str, descriptors),
+                    environment=environment,
                     pass_fds=descriptors,
                     stdin=subprocess.DEVNULL,
-                    env={
-                        **os.environ,
-                        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                        **environment,
-                    },
-                    process_group=0,  # Ctrl-C is for the supervisor, which then stops the workers.
                 )
         except OSError as error:
             ours.close()
@@ -110,12 +104,3 @@ class WorkerProcess:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(OSError):
             self.process.send_signal(number)
-
-
-def exit_reason(code: int) -> str:
-    """Return how a process ended, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"

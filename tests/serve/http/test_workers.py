@@ -117,6 +117,8 @@ def server(runs, tmp_path_factory):
         folder / "films",
         "--item-updates",
         folder / "updates.jsonl",
+        "--probe-port",
+        "0",
         "--set",
         "timeout_ms=30000",
     )
@@ -193,6 +195,30 @@ def test_metrics_are_the_sum_of_all_workers(server):
     version = server.send("GET", "/v1/model")[1]["models"][0]["version"]
     assert f'candid_model_version{{model="films"}} {version}.0' in lines
     assert f'candid_reloads_total{{model="films",result="done"}} {version}.0' in lines
+
+
+def probe_port(server):
+    return int(server.wait_for("probes listening")["address"].rsplit(":", 1)[1])
+
+
+def probe(port, path):
+    """Ask for a path on a port of probes; return status and content."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+@pytest.mark.campaign
+def test_one_process_answers_probes_for_all_workers(server):
+    assert server.send("GET", "/readyz")[0] == 200
+    listing = ["pgrep", "-P", str(server.process.pid), "-f", "probe_server"]
+    assert len(subprocess.run(listing, capture_output=True, check=True).stdout.split()) == 1
+    assert probe(probe_port(server), "/readyz") == (200, b'{"status":"ready"}')
+    status, metrics = probe(probe_port(server), "/metrics")
+    assert status == 200
+    assert b"candid_workers 2.0" in metrics.splitlines()
 
 
 @pytest.mark.campaign
@@ -333,8 +359,9 @@ def test_stop_answers_open_requests_and_a_restart_has_all_updates(runs, tmp_path
 
 @pytest.mark.campaign
 def test_workers_end_with_their_supervisor(runs, tmp_path):
-    server = Server(tmp_path, runs.films, TMPDIR=str(tmp_path))
-    port = server.port
+    server = Server(tmp_path, runs.films, "--probe-port", "0", TMPDIR=str(tmp_path))
+    ports = [server.port, probe_port(server)]
+    assert probe(ports[1], "/readyz")[0] == 200
     pids = [server.pid(1), server.pid(2)]
     server.process.kill()
     server.process.wait()
@@ -343,8 +370,9 @@ def test_workers_end_with_their_supervisor(runs, tmp_path):
             break
         time.sleep(0.1)
     assert are_running(pids) == []
-    with pytest.raises(ConnectionRefusedError):
-        http.client.HTTPConnection("127.0.0.1", port).connect()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection("127.0.0.1", port).connect()
     assert list(tmp_path.glob("candid-metrics-*")) == []
 
 

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
-from candid.serve.http.errors import from_validation
+from candid.serve.http.validation_errors import from_validation
 
 T = TypeVar("T", bound=pydantic.BaseModel)
 

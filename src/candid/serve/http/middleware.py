@@ -16,6 +16,7 @@ from candid.serve.errors import RequestError, internal_error
 from candid.serve.http.access import AccessRules
 from candid.serve.http.errors import body_of, headers_of, status_of
 from candid.serve.http.rate_limits import TokenBuckets
+from candid.serve.http.raw_answers import HEADERS
 from candid.serve.logs import error_fields, log_event
 from candid.serve.metrics import Metrics
 
@@ -39,11 +40,6 @@ QUERY_PATHS: Final = {
 """Paths whose requests wait in a queue, and whether all of them are slow; they are refused before
 their body is read where the queue has no capacity."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-HEADERS: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-)
-"""Headers of every response, unless a route sets its own."""
 PAGE_HEADERS: Final = (
     *HEADERS,
     (

@@ -24,13 +24,14 @@ from candid.serve.http.app import make_app
 from candid.serve.http.connections import Connections, with_connection_limit
 from candid.serve.http.listening import bind, log_keys, num_cores, url_of
 from candid.serve.http.middleware import RequestMiddleware
-from candid.serve.http.probes import ProbeServer, ServerStatus
+from candid.serve.http.probes import ProbeProcess
 from candid.serve.http.protocol import uvicorn_config
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import Metrics
 from candid.serve.model_check import ModelChecks
 from candid.serve.model_files import ModelFiles
 from candid.serve.models import Models
+from candid.serve.server_status import ServerStatus
 from candid.serve.service import Service
 from candid.serve.update_log import ItemUpdates
 
@@ -59,8 +60,8 @@ def run_server(
         host: address to listen on.
         port: port to listen on; 0: any free one.
         item_updates: file that stores item updates; None: updates end with the server.
-        probe_port: port for probes in a thread of their own; 0: any free one. None: probes are
-            answered on ``port`` only.
+        probe_port: port for probes, which a process of its own answers; 0: any free one. None:
+            probes are answered on ``port`` only.
 
     Raises:
         CandidError: a model cannot be opened, or the address is not available.
@@ -69,7 +70,7 @@ def run_server(
     status, metrics = ServerStatus(), Metrics()
     probes = None
     if probe_port is not None:
-        probes = ProbeServer(bind(host, probe_port, "--probe-port"), status, metrics.to_text)
+        probes = ProbeProcess(bind(host, probe_port, "--probe-port"), status, metrics.to_text)
     set_up_logging()
     # Until uvicorn handles the signal, models are still being loaded.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -169,6 +170,7 @@ class Server(uvicorn.Server):
         """Start the application and listen."""
         await super().startup(sockets=sockets)
         if sockets and self.started:
+            self._status.beat()  # A server that hangs from here on is not alive after the bound.
             self._status.not_ready = None
             self._service.metrics.workers.set(1)
             log_event("listening", address=url_of(sockets[0].getsockname()))

@@ -17,8 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from candid.serve.errors import RequestError
 from candid.serve.http.connections import Connections
-from candid.serve.http.errors import body_of, status_of
-from candid.serve.http.middleware import HEADERS, ON_DISCONNECT
+from candid.serve.http.middleware import ON_DISCONNECT
+from candid.serve.http.raw_answers import error_answer
 
 MAX_HEADERS: Final = 256
 """Header lines of a request."""
@@ -29,12 +29,6 @@ LINGER_SECONDS: Final = 2.0
 closed with unread data is reset, and the client may lose the answer."""
 BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 H2C: Final = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
-REASONS: Final = {
-    400: b"Bad Request",
-    408: b"Request Timeout",
-    431: b"Request Header Fields Too Large",
-    503: b"Service Unavailable",
-}
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -68,7 +62,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.all_connections.add(self):
             self._is_lingering = True
             error = RequestError("overloaded", "the server has no place for another connection")
-            transport.write(_response(error))
+            transport.write(error_answer(error))
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -287,7 +281,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.write(_response(error))
+        self.transport.write(error_answer(error))
         self._linger()
 
     def _linger(self) -> None:
@@ -375,16 +369,3 @@ def _without_h2c(data: bytes) -> bytes:
         return data
     end = data.find(b"\r\n\r\n") + 2
     return H2C.sub(b"", data[:end]) + data[end:]
-
-
-def _response(error: RequestError) -> bytes:
-    """Return a complete response with the common error body."""
-    body, status = body_of(error), status_of(error)
-    lines = [
-        b"HTTP/1.1 %d %s" % (status, REASONS[status]),
-        b"content-type: application/json",
-        b"content-length: %d" % len(body),
-        b"connection: close",
-        *(b"%s: %s" % header for header in HEADERS),
-    ]
-    return b"\r\n".join([*lines, b"", body])

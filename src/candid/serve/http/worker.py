@@ -82,11 +82,11 @@ class Worker:
     def _serve(self, first: Mapping[str, Any]) -> None:
         from candid.serve.config import ServeConfig
         from candid.serve.http.access import AccessRules, AllowedHosts, ApiKeys, TrustedProxies
-        from candid.serve.http.probes import ServerStatus
         from candid.serve.http.process import make_server, prepare_process
         from candid.serve.http.worker_server import WorkerServer
         from candid.serve.metrics import Metrics
         from candid.serve.model_files import ModelFiles
+        from candid.serve.server_status import ServerStatus
         from candid.serve.worker_models import WorkerModels
 
         assert self._log is not None

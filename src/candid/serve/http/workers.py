@@ -11,10 +11,11 @@ from candid.errors import ArtifactError
 from candid.serve.config import ServeConfig
 from candid.serve.http.access import AccessRules
 from candid.serve.http.listening import bind, log_keys, num_cores, url_of
-from candid.serve.http.probes import ProbeServer, ServerStatus
+from candid.serve.http.probes import ProbeProcess
 from candid.serve.logs import log_event, set_up_logging
 from candid.serve.metrics import read_all
 from candid.serve.model_files import ModelFiles
+from candid.serve.server_status import ServerStatus
 from candid.serve.supervisor import Supervisor
 from candid.serve.update_log import ItemUpdates
 from candid.temporary import TemporaryFolder
@@ -40,8 +41,8 @@ def run_workers(
         host: address to listen on.
         port: port to listen on; 0: any free one.
         num_workers: processes that answer requests.
-        probe_port: port on which this process answers probes as well; 0: any free one. None: the
-            workers answer them.
+        probe_port: port for probes, which one process answers for all workers; 0: any free one.
+            None: the workers answer them.
         item_updates: file that stores item updates; None: updates end with the server.
 
     Raises:
@@ -60,7 +61,7 @@ def run_workers(
         metrics = stack.enter_context(_metrics_folder())
         status = ServerStatus()
         if probe_sock is not None:
-            probes = ProbeServer(probe_sock, status, lambda: read_all(metrics))
+            probes = ProbeProcess(probe_sock, status, lambda: read_all(metrics))
             probes.start()
             stack.callback(probes.stop)
             log_event("probes listening", address=url_of(probes.address))
