@@ -4,7 +4,7 @@
     python benchmarks/study_page.py build/study/NAME ...   # take over these studies first
 
 A study is the folder of ``candid study``; its ``summary.json`` is copied to
-``benchmarks/results/study/NAME.json`` with its study file, commit and versions. The page has the
+``benchmarks/results/study/NAME.json`` with its study file, commits and versions. The page has the
 predictions and tests of ``candid.study.CLAIMS``, and states where nothing is measured yet.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from candid.atomic import write_json
-from candid.study import CLAIMS, ArmRow, StudySummary, read_records
+from candid.study import CLAIMS, ArmRow, StudySummary
 from candid.study.drift_cells import FULL
 from drift_figure import KEPT, NAMES, correlations
 from page_blocks import with_block
@@ -45,12 +45,17 @@ def read_mechanism() -> dict[str, list[dict[str, Any]]]:
     return {name: json.loads((RESULTS / f"{name}.json").read_text())["cells"] for name in MECHANISM}
 
 
-def take_over(folder: Path, target: Path = STUDIES) -> Path:
+def take_over(folder: Path, target: Path = STUDIES, *, changes: str = "") -> Path:
     """Copy the summary of a study to the results; return the new file.
 
+    Args:
+        folder: of the study.
+        target: folder of the results.
+        changes: one sentence on what differed from the commits of the code, for the page.
+
     Raises:
-        SystemExit: the folder has no summary, its study is not complete, or the summary is older
-            than the records or than a claim.
+        SystemExit: the folder has no summary, its study is not complete, the summary is older than
+            the records or than a claim, or the code had changes that nothing explains.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
@@ -67,22 +72,36 @@ def take_over(folder: Path, target: Path = STUDIES) -> Path:
     if missing:
         raise SystemExit(f"{folder}: {missing} cells missing; run candid study to its end")
     command = summary.pop("command", None)
-    if command is None:
-        raise SystemExit(f"{folder}: summary.json has no command; {again}")
+    if command is None or "records" not in summary:
+        raise SystemExit(f"{folder}: summary.json has no command or records; {again}")
     _claims(study["name"], summary)
-    records = read_records(folder)
+    records = summary.pop("records")
+    _check_code(folder, records, changes)
     path = target / f"{study['name']}.json"
     path.parent.mkdir(exist_ok=True)
     content = {
         "command": command,
         "study": study["study"],
-        "commits": sorted({one.commit for one in records if one.commit}),
-        "versions": sorted({f"{k} {v}" for one in records for k, v in one.versions.items()}),
-        "cpu_hours": sum(one.cpu_seconds + one.measure_cpu_seconds for one in records) / 3600,
+        "records": records,
+        **({"changes": changes} if changes else {}),
         "summary": summary,
     }
     write_json(path, content)
     return path
+
+
+def _check_code(folder: Path, records: Mapping[str, Any], changes: str) -> None:
+    """Refuse records of code that no commit identifies, unless a sentence explains it.
+
+    Raises:
+        SystemExit: there are some.
+    """
+    changed = [one for one in records["code_commits"] if one.endswith("-dirty")]
+    if changed and not changes:
+        raise SystemExit(
+            f"{folder}: cells were run by code with changes after a commit ({', '.join(changed)}); "
+            "run them again from a commit, or state with --changes what differed"
+        )
 
 
 def with_blocks(
@@ -182,20 +201,57 @@ def cost(studies: Mapping[str, Study]) -> str:
     if not studies:
         return NOT_MEASURED
     lines = [
-        "| study | finished cells | failed | missing | CPU hours | commit | versions |",
-        "|---|---:|---:|---:|---:|---|---|",
+        "| study | main cells | failed | missing | pilot cells | CPU hours: main, training | "
+        "main, measurement | pilot | code | versions |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
     ]
     notes: dict[str, None] = {}
     for name, study in studies.items():
         rows = _once(_rows(study))
-        cells = [name, *map(str, _counts(rows)), f"{study['cpu_hours']:.1f}"]
-        commits = ", ".join(commit.replace(commit[12:40], "") for commit in study["commits"])
-        lines.append(row([*cells, commits, ", ".join(study["versions"])]))
+        finished, failed, missing = map(str, _counts(rows))
+        if "records" in study:
+            lines.append(row([name, finished, failed, missing, *_sums(study["records"])]))
+        else:
+            notes[
+                f"- {name}: {finished} main cells, {failed} failed and {missing} missing. These "
+                f"results do not have the sums of the records that count: all records of the "
+                f"folder took {study['cpu_hours']:.1f} CPU hours, with the pilot and with cells of "
+                f"earlier settings. Commit of the study file: {_short(study['commits'])}; "
+                f"{', '.join(study['versions'])}."
+            ] = None
+        if "changes" in study:
+            notes[f"- {name}, changes after the commit: {study['changes']}"] = None
         for one in rows:
             notes |= dict.fromkeys(
                 f"- {name}, {one.point.label}, {one.arm}: {error}." for error in one.errors
             )
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    if len(lines) == 2:
+        lines = []
+    return "\n".join([*lines, *([""] if lines and notes else []), *notes])
+
+
+def _sums(records: Mapping[str, Any]) -> list[str]:
+    """Return cells and hours of the pilot, hours of the main cells, commits and versions."""
+    pilot, main = (records["phases"][phase] for phase in ("pilot", "main"))
+    hours = [
+        main["training_cpu_hours"],
+        main["measurement_cpu_hours"],
+        pilot["training_cpu_hours"] + pilot["measurement_cpu_hours"],
+    ]
+    cells = str(pilot["finished"])
+    if pilot["failed"]:
+        cells += f", {pilot['failed']} failed"
+    return [
+        cells,
+        *(f"{value:.2f}" for value in hours),
+        _short(records["code_commits"]),
+        ", ".join(records["versions"]),
+    ]
+
+
+def _short(commits: Sequence[str]) -> str:
+    """Return commits with 12 digits each; "-dirty" stays."""
+    return ", ".join(commit.replace(commit[12:40], "") for commit in commits)
 
 
 def mechanism_tables(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
@@ -273,8 +329,12 @@ def main() -> None:
     """Take over studies and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, help="folders of candid study")
-    for folder in parser.parse_args().folders:
-        print(take_over(folder))
+    parser.add_argument(
+        "--changes", default="", help="one sentence on what differed from the commits of the code"
+    )
+    options = parser.parse_args()
+    for folder in options.folders:
+        print(take_over(folder, changes=options.changes))
     PAGE.write_text(with_blocks(PAGE.read_text(), read_studies(), read_mechanism()))
 
 

@@ -16,6 +16,7 @@ from candid.cli import app
 from candid.component import toml_value
 from candid.errors import ArtifactError
 from candid.study import StudySummary, append_record, read_records, read_study
+from candid.study.folder import Commits
 from candid.study.grid import Grid
 
 SMALLEST = runpy.run_path(str(Path(__file__).parents[1] / "study" / "small_study.py"))["STUDY"]
@@ -77,6 +78,10 @@ def test_report_writes_page_and_summary_from_the_records(folder):
     table = json.loads((folder / "out" / "summary.json").read_text())
     out = folder / "out"
     assert table.pop("command") == f"candid study {folder / 'study.toml'} --out {out}"
+    counts = table.pop("records")
+    assert [counts["phases"][phase]["finished"] for phase in ("pilot", "main")] == [0, 5]
+    hours = sum(100 + seed for seed in (0, 1, 0, 0, 1)) / 3600
+    assert counts["phases"]["main"]["training_cpu_hours"] == pytest.approx(hours)
     summary = StudySummary.from_json(table)
     assert summary.to_json() == table
     # bce is not in the study file, nor is seed 2; refined is, and has no record.
@@ -120,6 +125,13 @@ def test_study_runs_its_cells_and_shows_the_remaining_time(candid, tmp_path):
         assert remaining, line
         assert (float(remaining[2]) == 0) == (main == 3)
         assert record.commit == head.stdout.strip()
+        assert record.code_commit == Commits.of(tmp_path).code
+    counts = json.loads((out / "summary.json").read_text())["records"]
+    assert {phase: one["finished"] for phase, one in counts["phases"].items()} == {
+        "pilot": 3,
+        "main": 3,
+    }
+    assert counts["commits"] == [head.stdout.strip()]
     assert "complete: pilot 3/3, main 3/3, " in answer.out
     assert answer.out.splitlines()[-1] == f"page: {out / 'study.html'}"
     # The same command has nothing to run.

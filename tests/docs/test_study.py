@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from candid.study import CLAIMS, StudyCells, summarize
+from candid.study.summary import records_table
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "study.md").read_text()
@@ -36,12 +37,20 @@ def studies(script, tmp_path_factory, planted_studies):
         ("popularity", 64): {"none": arm(ndcg=-0.3), "logq_kept": arm(), "bce": arm(drift=None)},
     }
     planted_studies.PlantedStudy(points, users=100, seeds=6, num_items=500).write(folder)
-    summary = summarize(StudyCells(folder)).to_json()
-    command = {"command": "candid study small.toml --out small"}
-    (folder / "summary.json").write_text(json.dumps(command | summary))
+    (folder / "summary.json").write_text(json.dumps(summary_of(folder)))
     (folder / "study.json").write_text(json.dumps({"name": "small", "study": {}}))
     script.take_over(folder, target)
     return script.read_studies(target)
+
+
+def summary_of(folder):
+    """Return the content of ``summary.json``, as the command line writes it."""
+    cells = StudyCells(folder)
+    return {
+        "command": "candid study my.toml --out here",
+        "records": records_table(cells.records),
+        **summarize(cells).to_json(),
+    }
 
 
 @pytest.fixture
@@ -51,8 +60,7 @@ def finished(tmp_path, planted_studies):
     points = {("popularity", 16): {"logq_kept": arm(), "refined": arm()}}
     planted_studies.PlantedStudy(points, users=20, seeds=2).write(tmp_path)
     (tmp_path / "study.json").write_text(json.dumps({"name": "small", "study": {}}))
-    command = {"command": "candid study my.toml --out here"}
-    return tmp_path, command | summarize(StudyCells(tmp_path)).to_json()
+    return tmp_path, summary_of(tmp_path)
 
 
 def test_take_over_keeps_the_recorded_command(script, finished):
@@ -68,6 +76,8 @@ def test_take_over_keeps_the_recorded_command(script, finished):
         ("stale", "summary.json is older than records.jsonl"),
         ("missing", "1 cells missing"),
         ("command", "summary.json has no command"),
+        ("records", "summary.json has no command or records"),
+        ("dirty", "run by code with changes after a commit \\(abc-dirty\\); run them again"),
         ("prediction", "the verdict on C2 is missing or has another prediction"),
         ("test", "the verdict on C2 is missing or has another prediction"),
         ("change", "the verdict on C2 is missing or has another prediction"),
@@ -78,8 +88,10 @@ def test_take_over_refuses_an_unfinished_or_stale_study(script, finished, fault,
     folder, summary = finished
     if fault == "missing":
         summary["rows"][0]["planned"] += 1
-    elif fault == "command":
-        del summary["command"]
+    elif fault in ("command", "records"):
+        del summary[fault]
+    elif fault == "dirty":
+        summary["records"]["code_commits"].append("abc-dirty")
     elif fault == "claim":
         del summary["claims"][1]
     elif fault != "stale":
@@ -286,9 +298,45 @@ def test_words_of_a_page_without_results_are_found():
 
 def test_cost_counts_cells_of_the_whole_catalog_once(script, studies):
     lines = script.cost(studies).splitlines()
-    assert lines[2].startswith("| small | 41 | 1 | 0 | ")
+    # Six seeds of seven arms, and one of them failed.
+    hours = (7 * sum(100 + seed for seed in range(6)) - 102) / 3600
+    assert lines[2] == (
+        f"| small | 41 | 1 | 0 | 0 | {hours:.2f} | 0.00 | 0.00 | {'1' * 12}, installed |  |"
+    )
     assert lines[-1] == (
         "- small, films, time, small, popularity, n = 16, none: the loss is nan at step 3; lower "
         "the learning rate."
     )
     assert "0.01" in script.rates(studies)
+
+
+def test_pilot_has_its_own_cells_and_hours(script, studies):
+    (study,) = studies.values()
+    pilot = {
+        "finished": 12,
+        "failed": 3,
+        "training_cpu_hours": 1.5,
+        "measurement_cpu_hours": 0.25,
+    }
+    phases = study["records"]["phases"] | {"pilot": pilot}
+    text = script.cost({"small": study | {"records": study["records"] | {"phases": phases}}})
+    assert "| small | 41 | 1 | 0 | 12, 3 failed |" in text
+    assert "| 1.75 |" in text
+
+
+def test_results_without_sums_of_their_records_state_so(script, studies):
+    (study,) = studies.values()
+    earlier = {name: value for name, value in study.items() if name != "records"}
+    earlier |= {"commits": ["2" * 40 + "-dirty"], "versions": ["torch 2"], "cpu_hours": 2.26}
+    text = script.cost({"small": earlier})
+    assert "took 2.3 CPU hours, with the pilot and with cells of earlier settings" in text
+    assert f"Commit of the study file: {'2' * 12}-dirty; torch 2." in text
+
+
+def test_changes_after_the_commit_are_stated_on_the_page(script, finished):
+    folder, summary = finished
+    summary["records"]["code_commits"] = ["abc-dirty"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    script.take_over(folder, folder / "results", changes="Only a comment.")
+    text = script.cost(script.read_studies(folder / "results"))
+    assert "- small, changes after the commit: Only a comment." in text

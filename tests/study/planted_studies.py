@@ -97,6 +97,7 @@ class PlantedStudy:
         return Record(
             key,
             "finished",
+            code_commit="1" * 40,
             num_items=2 * self.num_items,
             softmax_items=self.num_items,
             ranked_items=self.num_items,

@@ -26,9 +26,10 @@ from candid.study import run as run_module
 from candid.study.cell import Cell, softmax_items
 from candid.study.cost import CostModel
 from candid.study.datasets import Datasets
-from candid.study.folder import open_folder
+from candid.study.folder import Commits, open_folder
 from candid.study.grid import Grid
 from candid.study.records import RECORDS, append_record
+from candid.training import Trainer
 
 PROGRAM = Path(__file__).with_name("small_study.py")
 SMALL = runpy.run_path(str(PROGRAM))
@@ -206,8 +207,14 @@ def test_timings_with_other_values_are_left_out(tmp_path, text):
 def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, monkeypatch):
     arms = ["none", "logq_masked", "refined", "refined_jackknife", "learnt_partition", "bce"]
     distinct = ["logq_distinct", "refined_distinct"]
-    study = study_with(grids=[{"num_candidates": [4], "arms": arms + distinct, "seeds": [0, 1]}])
-    grid, seen, drawn = Grid(study), {}, {}
+    # Their candidates are others; weights and batches are the same.
+    nearest, fourier = ["logq_nearest", "refined_nearest"], ["logq_random_fourier"]
+    grids = [
+        # Fourier features sample all items: not beside a full softmax over the trained ones.
+        Grid(study_with(grids=[{"num_candidates": [4], "arms": found, "seeds": [0, 1]}]))
+        for found in (arms + distinct + nearest + ["full_softmax"], fourier)
+    ]
+    seen, drawn, initial, batches = {}, {}, {}, {}
     original, original_ids = Popularity.sample, Popularity._sample_ids
 
     def spy(self, positive_ids, *arguments, **keywords):
@@ -220,17 +227,40 @@ def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, mo
         drawn.setdefault(name, []).append(ids)
         return ids
 
+    original_run, original_step = Trainer.run, Trainer.step
+
+    def spy_on_run(self, *arguments, **keywords):
+        state = self.model.state_dict()
+        initial[name] = {key: tensor.clone() for key, tensor in state.items()}
+        return original_run(self, *arguments, **keywords)
+
+    def spy_on_step(self, batch, *arguments, **keywords):
+        rows = (batch.user_ids, batch.positive_ids)
+        batches.setdefault(name, []).append(torch.stack(rows))
+        return original_step(self, batch, *arguments, **keywords)
+
+    monkeypatch.setattr(Trainer, "run", spy_on_run)
+    monkeypatch.setattr(Trainer, "step", spy_on_step)
     monkeypatch.setattr(Popularity, "sample", spy)
     monkeypatch.setattr(Popularity, "_sample_ids", spy_on_ids)
     dataset = complete[0] / "data" / "synthetic-leave-one-out"
-    for setting in grid.seeds:
+    for grid, setting in ((one, setting) for one in grids for setting in one.seeds):
         for seed in (0, 1):
             name = (setting.arm, seed)
             config = grid.config(setting.cell("main", 0.05, seed))
             training = config.training.model_copy(update={"max_steps": 3})
             config = config.model_copy(update={"training": training})
             train_run(config, dataset, tmp_path / f"{setting.arm}-{seed}")
+    everywhere = [*arms, *distinct, *nearest, *fourier, "full_softmax"]
+    assert initial.keys() == batches.keys() == {(a, seed) for a in everywhere for seed in (0, 1)}
     for seed in (0, 1):
+        for arm in everywhere:
+            assert initial[arm, seed].keys() == initial["none", seed].keys()
+            for key, tensor in initial["none", seed].items():
+                assert torch.equal(initial[arm, seed][key], tensor), (arm, key)
+            rows = torch.stack(batches["none", seed])
+            assert len(rows) == 3
+            assert torch.equal(torch.stack(batches[arm, seed]), rows), arm
         first = torch.stack(seen["none", seed])
         assert len(first) == 3
         for arm in arms:
@@ -242,6 +272,8 @@ def test_arms_of_a_seed_share_weights_batches_and_samples(complete, tmp_path, mo
             for row, items, draws in zip(first, seen[arm, seed], samples, strict=True):
                 assert torch.equal(items, torch.cat([row[:-4], draws.unique()])), arm
     assert not torch.equal(seen["none", 0][0], seen["none", 1][0])
+    one, other = (initial["none", seed] for seed in (0, 1))
+    assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.fixture
@@ -445,6 +477,31 @@ def test_folder_of_another_study_is_refused(complete, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and holds no study"):
         run_study(study_with(), tmp_path)
+
+
+def test_commit_of_the_code_is_that_of_the_repository_that_has_it(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=candid", "-c", "user.email=candid@localhost", "-C", tmp_path]
+    package = tmp_path / "candid" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setattr(candid, "__file__", str(package))
+
+    def run(*arguments):
+        return subprocess.run([*git, *arguments], check=True, capture_output=True).stdout.decode()
+
+    run("init", "-q")
+    run("add", "notes.txt")
+    run("commit", "-q", "-m", "Add notes")
+    head = run("rev-parse", "HEAD").strip()
+    # An environment in the folder of another repository.
+    assert Commits.of(tmp_path) == Commits(study=head, code=None)
+    run("add", "candid")
+    run("commit", "-q", "-m", "Add the code")
+    head = run("rev-parse", "HEAD").strip()
+    assert Commits.of(tmp_path) == Commits(study=head, code=head)
+    package.write_text("changed")
+    assert Commits.of(tmp_path).code == f"{head}-dirty"
 
 
 def test_study_killed_before_its_first_record_begins_anew(tmp_path):

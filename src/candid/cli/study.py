@@ -95,10 +95,12 @@ def _present_records(content: Study, out: Path) -> tuple[list[Record], int]:
     """Return the records of the settings that the study has now, and the number of others."""
     from candid.errors import ArtifactError
     from candid.study import read_records
-    from candid.study.grid import Grid
+    from candid.study.grid import Grid, by_key
 
     records, grid = read_records(out), Grid(content)
     present = [record for record in records if grid.has_settings_of(record)]
+    pilots = set(grid.pilot_cells(by_key(present)))  # some had other learning rates to try
+    present = [one for one in present if one.key.phase == "main" or one.key in pilots]
     if not present:
         others = f", but {len(records)} of other settings" if records else ""
         raise ArtifactError(
@@ -115,6 +117,7 @@ def _write_report(
     from candid.report.study_page import write_study_page
     from candid.study import StudyCells, summarize
     from candid.study.grid import Grid, by_key
+    from candid.study.summary import records_table
 
     grid = Grid(content)
     cells = StudyCells(
@@ -122,7 +125,9 @@ def _write_report(
     )
     summary = summarize(cells)
     command = shlex.join(["candid", "study", str(file), "--out", str(out)])
-    write_json(out / "summary.json", {"command": command, **summary.to_json()})
+    counted_records = [*(one for one in records if one.key.phase == "pilot"), *cells.records]
+    document = {"command": command, "records": records_table(counted_records)}
+    write_json(out / "summary.json", document | summary.to_json())
     page = out / "study.html"
     write_study_page(page, content.config.name, cells, summary)
     return page, {one["name"]: one["verdict"] for one in summary.claims}

@@ -28,6 +28,7 @@ from candid.evaluation import catalog_mask
 from candid.json_text import parse_json, read_json
 from candid.runs import Run, load_run, peak_memory_mib, train_run
 from candid.study.config import MeasureConfig
+from candid.study.folder import Commits
 from candid.study.measure import (
     measure_calibration,
     measure_estimator,
@@ -77,27 +78,28 @@ class Cell:
     digest: str
     folder: Path
 
-    def base_record(self, commit: str | None) -> Record:
+    def base_record(self, commits: Commits) -> Record:
         """Return the record of a cell that has not ended, marked as failed."""
         return Record(
             self.key,
             "failed",
             digest=self.digest,
             settings=self.config.model_dump(mode="json"),
-            commit=commit,
+            commit=commits.study,
+            code_commit=commits.code,
             versions=dict(VERSIONS),
             num_items=self.dataset.num_items,
         )
 
     def run(
-        self, out: Path, settings: MeasureConfig, commit: str | None, progress: Progress | None
+        self, out: Path, settings: MeasureConfig, commits: Commits, progress: Progress | None
     ) -> Record:
         """Train, or continue from the last checkpoint, and measure.
 
         Args:
             out: folder of the study, for the values of users.
             settings: measurements of main cells; a pilot is measured on validation alone.
-            commit: git commit for the record.
+            commits: for the record.
             progress: called with steps and validations.
 
         Raises:
@@ -107,10 +109,10 @@ class Cell:
         """
         _reset_peak_memory()
         with self._counted_start():
-            return self._finish(out, settings, commit, progress)
+            return self._finish(out, settings, commits, progress)
 
     def _finish(
-        self, out: Path, settings: MeasureConfig, commit: str | None, progress: Progress | None
+        self, out: Path, settings: MeasureConfig, commits: Commits, progress: Progress | None
     ) -> Record:
         run_folder = self.folder / RUN
         resume = has_checkpoint(run_folder)
@@ -162,7 +164,7 @@ class Cell:
                 }
         values["measure_cpu_seconds"] = round(time.process_time() - began, 2)
         values["peak_mib"] = round(peak_memory_mib(), 1)
-        return replace(self.base_record(commit), **values)
+        return replace(self.base_record(commits), **values)
 
     def forget(self) -> None:
         """Remove the files of the cell, and those of earlier settings."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
+import candid
 from candid.atomic import remove_stale, write_error
 from candid.checksums import check_seal, verification, write_sealed_json
 from candid.errors import ArtifactError, ConfigError
@@ -73,12 +75,42 @@ def read_study_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """Git commits, with "-dirty" after changes; None without a repository.
+
+    Attributes:
+        study: of the repository with the study file.
+        code: of the repository with the code of candid; None where it is installed.
+    """
+
+    study: str | None
+    code: str | None
+
+    @classmethod
+    def of(cls, study: Path) -> Self:
+        """Return the commits of a folder with a study file and of the code."""
+        package = Path(candid.__file__).parent
+        # An environment may lie in the folder of another repository.
+        is_tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
+        return cls(commit_of(study), commit_of(package) if is_tracked else None)
+
+
 def commit_of(folder: Path) -> str | None:
     """Return the git commit of the folder's repository, with "-dirty" after changes; or None."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of a git command, or None where it fails or writes nothing."""
     try:
         result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=False, timeout=10
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

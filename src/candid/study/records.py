@@ -167,7 +167,9 @@ class Record:
         error: why it failed, one sentence; "" for a finished cell.
         digest: checksum of all settings of the cell and of its dataset.
         settings: the resolved recipe, as plain values.
-        commit: git commit of the study file's repository, or None.
+        commit: git commit of the study file's repository, with "-dirty" after changes; or None.
+        code_commit: that of the repository that holds the code of candid; None where it is
+            installed.
         versions: of candid, torch, numpy and Python, by name.
         num_items: V, size of the catalog.
         softmax_items: items of the softmax in training: V, or those that are ever a target with
@@ -204,6 +206,7 @@ class Record:
     digest: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     commit: str | None = None
+    code_commit: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     num_items: int = 0
     softmax_items: int = 0

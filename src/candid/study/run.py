@@ -27,7 +27,7 @@ from candid.study.cell import Cell, cell_folders
 from candid.study.config import Study
 from candid.study.cost import CostModel
 from candid.study.datasets import POLL_SECONDS, Datasets
-from candid.study.folder import LOCKS, commit_of, open_folder
+from candid.study.folder import LOCKS, Commits, open_folder
 from candid.study.grid import Grid, Setting, by_key
 from candid.study.progress import StudyProgress, StudyResult, StudyStatus
 from candid.study.records import RECORDS, CellKey, Record, append_record, read_records
@@ -102,7 +102,7 @@ class _Loop:
         self.grid = Grid(study)
         self.datasets = Datasets(study, out, stop)
         self.costs = CostModel(self.grid, self.datasets, out, self._note)
-        self.commit = commit_of(Path(study.source).parent)
+        self.commits = Commits.of(Path(study.source).parent)
         self._fingerprints: dict[tuple[str, str], str] = {}
         self._digests: dict[CellKey, str] = {}
         self._read: tuple[tuple[int, int], dict[CellKey, Record]] | None = None
@@ -253,7 +253,7 @@ class _Loop:
         began = time.process_time()
         display = None if self.progress is None else _CellProgress(key, before, self.progress)
         try:
-            record = cell.run(self.out, self.study.measure, self.commit, display)
+            record = cell.run(self.out, self.study.measure, self.commits, display)
         except KeyboardInterrupt:  # Interrupted is one
             raise self._interrupted(key) from None
         except BaseException as error:  # one bad cell must not end a study of many hours
@@ -261,7 +261,7 @@ class _Loop:
                 raise
             seconds = round(time.process_time() - began, 2)
             record = replace(
-                cell.base_record(self.commit), error=_sentence(error), cpu_seconds=seconds
+                cell.base_record(self.commits), error=_sentence(error), cpu_seconds=seconds
             )
         append_record(self.out, record)
         cell.forget()

@@ -127,6 +127,11 @@ class StudyCells:
         )
         self._users: dict[CellKey, UserValues] = {}
 
+    @property
+    def records(self) -> list[Record]:
+        """The records of the cells, without those of other learning rates."""
+        return [one for cells in self._cells.values() for one in cells]
+
     def arms(self, point: GridPoint) -> list[str]:
         """Return the arms of a grid point, planned or recorded, without those of all items."""
         found = {arm for place, arm in self._places if place == point}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from candid.study.claims import judge_claims
 from candid.study.drift_cells import DriftCell, drift_cells
+from candid.study.records import Record
 from candid.study.study_cells import GridPoint, StudyCells
 from candid.study.tables import ArmRow, arm_rows
+
+INSTALLED: Final = "installed"
+"""Stands for the commit of code that is not in a repository: its version identifies it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,27 @@ class StudySummary:
         for row in self.rows:
             points.setdefault(row.point, []).append(row)
         return dict(points)
+
+
+def records_table(records: Sequence[Record]) -> dict[str, Any]:
+    """Return what the records of a study took, and which code wrote them, as plain JSON values."""
+    return {
+        "phases": {
+            phase: {
+                "finished": sum(one.is_finished for one in found),
+                "failed": sum(not one.is_finished for one in found),
+                "training_cpu_hours": sum(one.cpu_seconds for one in found) / 3600,
+                "measurement_cpu_hours": sum(one.measure_cpu_seconds for one in found) / 3600,
+            }
+            for phase, found in (
+                (phase, [one for one in records if one.key.phase == phase])
+                for phase in ("pilot", "main")
+            )
+        },
+        "commits": sorted({one.commit for one in records if one.commit}),
+        "code_commits": sorted({one.code_commit or INSTALLED for one in records}),
+        "versions": sorted({f"{k} {v}" for one in records for k, v in one.versions.items()}),
+    }
 
 
 def summarize(study: StudyCells) -> StudySummary:
