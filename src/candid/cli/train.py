@@ -164,7 +164,7 @@ def _train(
                 check_split_can_refit(config.data.split.kind)
             run_prepare(config.data, Path("data") / config.name, console)
 
-    on_main(prepare)
+    on_main(prepare, config.training.timeout_seconds)
     data = Path("data") / config.name if data is None else data
 
     by_steps = config.training.validate_every_steps is not None

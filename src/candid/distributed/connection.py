@@ -23,12 +23,17 @@ from candid.distributed.failures import (
     ProcessGroupError,
 )
 from candid.distributed.group import REASON_SECONDS, TIMEOUT_SECONDS, Group, short_reason
+from candid.distributed.heartbeat import Heartbeat, wait_for_value, within
+from candid.distributed.watchdog import Watchdog
 
 CONNECT_SECONDS: Final = 600.0
 """Longest wait for the store, which the launcher or rank 0 opens."""
 
-FIRST_WAIT, LAST_WAIT = 0.01, 0.5
-"""Seconds between two looks for the end of work of another process: twice as many each time."""
+STORE_SECONDS: Final = 10.0
+"""Longest wait for the store when this process ends."""
+
+LEAVE_WAIT: Final = 0.01
+"""Seconds between two looks for the processes that have left."""
 
 LEFT: Final = "left"
 """Key of the number of processes that have ended their work without an error."""
@@ -47,12 +52,14 @@ class _Connection:
         environment: place of this process.
         store: of torch, with the keys of this use.
         board: for failures.
+        heartbeat: of this process.
         num_waits: calls of ``on_main`` and ``collect`` so far.
     """
 
     environment: Environment
     store: Any
     board: FailureBoard
+    heartbeat: Heartbeat
     num_waits: int = 0
 
     @property
@@ -66,26 +73,26 @@ class _Connection:
         self.num_waits += 1
         return f"done-{self.num_waits}"
 
-    def wait_for(self, key: str) -> Any:
+    def wait_for(self, key: str, rank: int, timeout_seconds: float) -> Any:
         """Return the JSON value that another process stores, or raise the failure of one."""
-        seconds = FIRST_WAIT
-        while not self.store.check([key]):
-            failure = self.board.read()
-            if failure is not None:
-                raise failure.error()
-            time.sleep(seconds)
-            seconds = min(2 * seconds, LAST_WAIT)
-        return json.loads(self.store.get(key))
+        return json.loads(wait_for_value(self.store, self.board, key, rank, timeout_seconds))
+
+    def publish(self, error: BaseException) -> bool:
+        """Store the error of this process; return whether it is the first of all processes."""
+        return within(STORE_SECONDS, lambda: self.board.publish(error), True)
 
     def leave(self) -> None:
         """Count this process as done; one that holds the store first waits for the others."""
+        within(STORE_SECONDS, self._leave, None)
+
+    def _leave(self) -> None:
         with suppress(RuntimeError):  # The store is gone: no process waits for this one.
             self.store.add(LEFT, 1)
             until = time.monotonic() + READ_SECONDS
             while self.holds_store and time.monotonic() < until:
                 if self.store.add(LEFT, 0) >= self.environment.world_size:
                     return
-                time.sleep(FIRST_WAIT)
+                time.sleep(LEAVE_WAIT)
 
 
 _store: Any = None
@@ -132,7 +139,7 @@ def connected() -> Iterator[None]:
         if isinstance(error, ProcessGroupError):
             # Some of the others will never read it; the rest look for it no longer than this.
             read_seconds = REASON_SECONDS
-        if connection.board.publish(error):
+        if connection.publish(error):
             raise
         failure = connection.board.read()
         if failure is None:
@@ -143,17 +150,20 @@ def connected() -> Iterator[None]:
             connection.board.wait_for_readers(environment.world_size - 1, read_seconds)
         elif not has_failed:
             connection.leave()
+        connection.heartbeat.close()
         _connection = None
 
 
-def on_main(function: Callable[[], T]) -> T:
-    """Call a function on rank 0; the other processes wait for it, however long it takes.
+def on_main(function: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS) -> T:
+    """Call a function on rank 0; the others wait for it, however long it takes, while rank 0 lives.
 
     For work such as the preparation of data, inside ``connected``. Without other processes it is
-    called at once.
+    called at once. A thread of each process shows that it lives; a call that holds the lock of the
+    interpreter for longer than the timeout ends the wait.
 
     Args:
         function: returns a plain JSON value, or None.
+        timeout_seconds: longest time without a sign of life of rank 0.
 
     Returns:
         the value of rank 0, on every process.
@@ -161,6 +171,7 @@ def on_main(function: Callable[[], T]) -> T:
     Raises:
         PeerError: rank 0 failed.
         PeerInterrupted: rank 0 was interrupted.
+        ProcessGroupError: rank 0 gave no sign of life, or the store cannot be reached.
     """
     if _connection is None:
         return function()
@@ -169,15 +180,16 @@ def on_main(function: Callable[[], T]) -> T:
         value = function()
         _connection.store.set(key, json.dumps(value))
         return value
-    result: T = _connection.wait_for(key)
+    result: T = _connection.wait_for(key, 0, timeout_seconds)
     return result
 
 
-def collect(value: T) -> list[T]:
-    """Wait for all processes, however long they take, and return a value of each.
+def collect(value: T, timeout_seconds: float = TIMEOUT_SECONDS) -> list[T]:
+    """Wait for all processes, however long they take while they live; return a value of each.
 
     Args:
         value: plain JSON, or None.
+        timeout_seconds: as for ``on_main``.
 
     Returns:
         the values in the order of ranks; without other processes only this one.
@@ -185,12 +197,16 @@ def collect(value: T) -> list[T]:
     Raises:
         PeerError: another process failed.
         PeerInterrupted: another process was interrupted.
+        ProcessGroupError: another process gave no sign of life, or the store cannot be reached.
     """
     if _connection is None:
         return [value]
     key, environment = _connection.next_key(), _connection.environment
     _connection.store.set(f"{key}-{environment.rank}", json.dumps(value))
-    return [_connection.wait_for(f"{key}-{rank}") for rank in range(environment.world_size)]
+    return [
+        _connection.wait_for(f"{key}-{rank}", rank, timeout_seconds)
+        for rank in range(environment.world_size)
+    ]
 
 
 def current_environment() -> Environment | None:
@@ -242,7 +258,7 @@ def open_group(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Group]:
         except BaseException as error:
             if _connection is not None:
                 # Before the group is closed, in which the others wait.
-                _connection.board.publish(error)
+                _connection.publish(error)
             raise
         finally:
             _group = None
@@ -268,6 +284,9 @@ def _open(timeout_seconds: float, closers: ExitStack) -> Group:
         )
     environment = _connection.environment
     use_own_device()
+    # It reads the store, which may not answer.
+    watchdog = Watchdog(timeout_seconds, None)
+    watchdog.begin("the opening of the process group")
     try:
         dist.init_process_group(
             _backend(environment),
@@ -281,6 +300,8 @@ def _open(timeout_seconds: float, closers: ExitStack) -> Group:
             f"process {environment.rank} cannot reach the other processes "
             f"({short_reason(error)}): check the network and that all of them were started"
         ) from error
+    finally:
+        watchdog.close()
     closers.push(_close)
     return Group(
         environment.rank,
@@ -308,9 +329,10 @@ def _connect(environment: Environment) -> _Connection:
     _uses += 1
     prefix = f"candid-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{_uses}"
     store = _dist.PrefixStore(prefix, _store)
-    # The watchdog reads through a connection of its own, while another call may wait.
-    board = _dist.PrefixStore(prefix, _clone(_store))
-    return _Connection(environment, store, FailureBoard(board, environment.rank))
+    # Threads read through a connection of its own, while another call may wait.
+    other = _dist.PrefixStore(prefix, _clone(_store))
+    board, heartbeat = FailureBoard(other, environment.rank), Heartbeat(other, environment.rank)
+    return _Connection(environment, store, board, heartbeat)
 
 
 def _clone(store: Any) -> Any:

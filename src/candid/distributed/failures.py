@@ -105,6 +105,10 @@ class FailureBoard:
         self._rank = rank
         self._has_read = False
 
+    def close(self) -> None:
+        """Read and write no more: the store does not answer."""
+        self._store = None
+
     def publish(self, error: BaseException) -> bool:
         """Store the error of this process; return whether it is the first of all processes."""
         text = json.dumps(asdict(Failure.of(error, self._rank)))

@@ -109,8 +109,8 @@ class TrainingConfig(ComponentConfig):
         TIMEOUT_SECONDS,
         gt=0,
         le=7 * 24 * 3600,
-        description="with several processes: longest wait for the others in one message, after "
-        "which training ends",
+        description="with several processes: longest wait for the others in one message, and for "
+        "a sign of life of one that prepares data, after which training ends",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     validate_every_steps: int | None = Field(
