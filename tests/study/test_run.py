@@ -485,7 +485,7 @@ def test_commit_of_the_code_is_that_of_the_repository_that_has_it(tmp_path, monk
     package.parent.mkdir()
     package.touch()
     (tmp_path / "notes.txt").touch()
-    monkeypatch.setattr(candid, "__file__", str(package))
+    monkeypatch.setattr("candid.study.folder.PACKAGE", package.parent)
 
     def run(*arguments):
         return subprocess.run([*git, *arguments], check=True, capture_output=True).stdout.decode()

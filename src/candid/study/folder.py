@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-import candid
 from candid.atomic import remove_stale, write_error
 from candid.checksums import check_seal, verification, write_sealed_json
 from candid.errors import ArtifactError, ConfigError
@@ -17,6 +16,8 @@ from candid.study.records import RECORDS
 
 STUDY: Final = "study.json"
 LOCKS: Final = "locks"
+PACKAGE: Final = Path(__file__).parents[1]
+"""Folder with the code of candid."""
 FORMAT: Final = 1
 """Version of ``study.json``."""
 
@@ -90,10 +91,9 @@ class Commits:
     @classmethod
     def of(cls, study: Path) -> Self:
         """Return the commits of a folder with a study file and of the code."""
-        package = Path(candid.__file__).parent
         # An environment may lie in the folder of another repository.
-        is_tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
-        return cls(commit_of(study), commit_of(package) if is_tracked else None)
+        is_tracked = _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py") is not None
+        return cls(commit_of(study), commit_of(PACKAGE) if is_tracked else None)
 
 
 def commit_of(folder: Path) -> str | None:
