@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from candid.batches import BatchesConfig, offsets_of
 from candid.checksums import sealed
@@ -75,15 +76,32 @@ def test_run_is_reproducible_from_its_seed(tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_run_resumed_twice_equals_the_whole_run(tmp_path):
-    data = dataset()
-    whole = train_run(recipe(), data, tmp_path / "whole")
-    for steps in (4, 11):
-        train_run(recipe(max_steps=steps), data, tmp_path / "cut", resume=steps > 4)
-    cut = train_run(recipe(), data, tmp_path / "cut", resume=True)
-    one, two = (read_checkpoint(r.folder / LAST).part("model") for r in (whole, cut))
+class RandomFills(TorchFunctionMode):
+    """Counts the calls that fill a tensor with random numbers."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.nn.init.normal_, torch.Tensor.normal_)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tables", ["dense", "row_adam", "sharded_row_adam"])
+def test_run_resumed_twice_equals_the_whole_run_and_samples_no_weights_again(tmp_path, tables):
+    data, numbers = dataset(), []
+    whole = train_run(recipe(tables=tables), data, tmp_path / "whole")
+    for steps in (4, 11, None):
+        config = recipe(tables=tables) if steps is None else recipe(tables=tables, max_steps=steps)
+        with RandomFills() as fills:
+            cut = train_run(config, data, tmp_path / "cut", resume=steps != 4)
+        numbers.append(fills.count)
+    one, two = (read_checkpoint(r.folder / LAST).tensors for r in (whole, cut))
+    assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert numbers[0] > 0
+    assert numbers[1:] == [0, 0]
 
 
 def without_result(folder):

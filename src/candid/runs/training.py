@@ -66,6 +66,7 @@ from candid.training import (
     Progress,
     Trainer,
     TrainState,
+    UnsetWeights,
     bound_kernel_cache,
     has_checkpoint,
 )
@@ -241,7 +242,9 @@ def _train(
         check_stored_no_weights(out, before)
     # A warm start maps the rows of whole tables.
     shards_from_start = config.training.shards_tables and (init is None or goes_on)
-    with sharded_from_start(group if shards_from_start else None):
+    # Every process would sample whole tables, of which the checkpoint has all numbers.
+    unset = UnsetWeights() if goes_on else nullcontext()
+    with sharded_from_start(group if shards_from_start else None), unset:
         model = build_model(config, dataset, features, is_read=goes_on or init is not None)
     start = None
     if init is not None and not goes_on:
