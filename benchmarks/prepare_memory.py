@@ -24,6 +24,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from importlib.metadata import version
 from pathlib import Path
@@ -34,12 +35,15 @@ import polars as pl
 
 import candid
 from candid.atomic import write_json
+from candid.data.duckdb_engine import BYTES_PER_ID, FIXED_BYTES, MIN_SHARE
 from page_blocks import with_block
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "prepare_memory.json"
 DOCS = ROOT / "docs" / "guides" / "data_sources.md"
 EXTRAPOLATED_ROWS = 10**9
+LIMIT = "2GiB"
+"""Limit of memory of the runs of DuckDB, unless another one is given."""
 FILE_ROWS = 1_000_000
 KINDS = ("integer", "text", "sorted")
 CHILD = """
@@ -168,7 +172,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--engines", nargs="+", default=["memory", "duckdb"])
-    parser.add_argument("--memory-limit", default="2GiB", help="of the engine duckdb")
+    parser.add_argument("--memory-limit", default=LIMIT, help="of the engine duckdb")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/prepare_memory"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -195,18 +199,43 @@ def main() -> None:
                 write_json(arguments.out, document(runs))
 
 
-def extrapolated(runs: list[dict[str, Any]], rows: int = EXTRAPOLATED_ROWS) -> dict[str, float]:
-    """Return CPU seconds and temporary MiB of more rows, on the line through the largest two logs.
+def logs_of_extrapolation(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs of DuckDB on integers from 10⁷ rows on, within ``LIMIT``, by rows."""
+    chosen = [
+        run
+        for run in runs
+        if (run["engine"], run["kind"], run["memory_limit"]) == ("duckdb", "integer", LIMIT)
+        and run["rows"] >= 10**7
+    ]
+    return sorted(chosen, key=lambda run: run["rows"])
 
-    The logs are those of integers that DuckDB prepared.
+
+def extrapolated(
+    logs: list[dict[str, Any]], rows: int = EXTRAPOLATED_ROWS
+) -> dict[str, tuple[float, float]]:
+    """Return CPU seconds and temporary MiB of more rows.
+
+    Args:
+        logs: runs by ascending number of rows, at least two.
+        rows: their number.
+
+    Returns:
+        by name the value on the line of least squares through all logs, and on the line through the
+        largest two.
     """
-    chosen = [run for run in runs if run["engine"] == "duckdb" and run["kind"] == "integer"]
-    before, largest = sorted(chosen, key=lambda run: run["rows"])[-2:]
-    steps = (rows - largest["rows"]) / (largest["rows"] - before["rows"])
-    return {
-        name: largest[name] + steps * (largest[name] - before[name])
-        for name in ("cpu_s", "disk_mib")
-    }
+    result = {}
+    for name in ("cpu_s", "disk_mib"):
+        points = np.array([(run["rows"], run[name]) for run in logs], dtype=np.float64)
+        fits = (np.polyfit(*part.T, deg=1) for part in (points, points[-2:]))
+        first, last = (float(np.polyval(fit, rows)) for fit in fits)
+        result[name] = first, last
+    return result
+
+
+def least_memory(num_ids: int) -> dict[str, float]:
+    """Return MiB of the rule of the engine for integer ids: of ids, and the least limit."""
+    ids = num_ids * (BYTES_PER_ID + 8)
+    return {"ids": ids / 2**20, "limit": (FIXED_BYTES + ids + MIN_SHARE) / 2**20}
 
 
 def with_figures(page: str, runs: list[dict[str, Any]]) -> str:
@@ -220,14 +249,29 @@ def with_figures(page: str, runs: list[dict[str, Any]]) -> str:
             cells = [f"{run['rows']:,}", run["kind"], run["engine"], run["memory_limit"] or "–"]
             cells += [f"{run[name]:,.0f}" for name in ("peak_mib", "cpu_s", "disk_mib")]
             lines.append(f"| {' | '.join(cells)} |")
-    more = extrapolated(runs)
-    lines += [
-        "",
-        f"{EXTRAPOLATED_ROWS:,} rows were not measured. The line through the largest two logs of "
-        f"DuckDB gives",
-        f"{more['cpu_s']:,.0f} CPU seconds and {more['disk_mib'] / 1024:,.0f} GiB of temporary "
-        "files for them, if it stays linear from 10⁸ rows on.",
-    ]
+    logs = logs_of_extrapolation(runs)
+    (cpu, cpu_two), (disk, disk_two) = extrapolated(logs).values()
+    largest = logs[-1]
+    scale = EXTRAPOLATED_ROWS // largest["rows"]
+    num_ids = scale * (largest["counts"]["users"] + largest["counts"]["items"])
+    memory = least_memory(num_ids)
+    share = int(LIMIT.removesuffix("GiB")) * 1024 - FIXED_BYTES / 2**20 - memory["ids"]
+    sizes = [f"{run['rows']:,}" for run in logs]
+    row_bytes = [f"{run['disk_mib'] * 2**20 / run['rows']:.0f}" for run in logs]
+    text = (
+        f"{EXTRAPOLATED_ROWS:,} rows were not measured. **Memory**: by the rule of the engine, a "
+        f"limit holds 768 MiB, {BYTES_PER_ID + 8} bytes for each user and each item with integer "
+        f"ids, and at least {MIN_SHARE // 2**20} MiB for DuckDB. With {scale} times the users and items of "
+        f"{sizes[-1]} rows, {num_ids:,}, the least limit is {memory['limit']:,.0f} MiB, and within "
+        f"{LIMIT} DuckDB is left {share:,.0f} MiB. All peaks of the table are below their limit. "
+        f"**Time and disk**: the line of least squares through {', '.join(sizes[:-1])} and "
+        f"{sizes[-1]} rows gives {cpu:,.0f} CPU seconds and {disk / 1024:,.0f} GiB of temporary "
+        f"files; the line through the largest two gives {cpu_two:,.0f} and {disk_two / 1024:,.0f}. "
+        f"Neither grows quite linearly: temporary files took {', '.join(row_bytes[:-1])} and "
+        f"{row_bytes[-1]} bytes for each row, because the sort of the largest log exceeded its "
+        "memory."
+    )
+    lines += ["", *textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)]
     return with_block(page, "prepare memory", "\n".join(lines) + "\n")
 
 
