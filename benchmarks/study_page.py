@@ -21,6 +21,7 @@ from candid.study import CLAIMS, ArmRow, StudySummary
 from candid.study.drift_cells import FULL
 from drift_figure import KEPT, NAMES, correlations
 from page_blocks import with_block
+from study_figures import captions, draw
 from study_tables import NOT_MEASURED, Study, differences, drifts, rates, ratio_text, row
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +114,7 @@ def with_blocks(
         "study verdicts": verdicts(studies),
         "study differences": differences(studies),
         "study drifts": drifts(studies),
+        "study figures": figures(studies),
         "study rates": rates(studies),
         "study cost": cost(studies),
         "study mechanism": mechanism_tables(mechanism),
@@ -120,6 +122,12 @@ def with_blocks(
     for name, block in blocks.items():
         page = with_block(page, name, block + "\n")
     return page
+
+
+def figures(studies: Mapping[str, Study]) -> str:
+    """Return the figures of each study with their captions."""
+    parts = [captions(name, _summary(study)) for name, study in studies.items()]
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
 def predictions() -> str:
@@ -207,7 +215,7 @@ def cost(studies: Mapping[str, Study]) -> str:
     ]
     notes: dict[str, None] = {}
     for name, study in studies.items():
-        rows = _once(_rows(study))
+        rows = _once(_summary(study).rows)
         finished, failed, missing = map(str, _counts(rows))
         if "records" in study:
             lines.append(row([name, finished, failed, missing, *_sums(study["records"])]))
@@ -283,8 +291,8 @@ def mechanism_tables(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def _rows(study: Study) -> tuple[ArmRow, ...]:
-    return StudySummary.from_json(study["summary"]).rows
+def _summary(study: Study) -> StudySummary:
+    return StudySummary.from_json(study["summary"])
 
 
 def _once(rows: Sequence[ArmRow]) -> list[ArmRow]:
@@ -335,7 +343,11 @@ def main() -> None:
     options = parser.parse_args()
     for folder in options.folders:
         print(take_over(folder, changes=options.changes))
-    PAGE.write_text(with_blocks(PAGE.read_text(), read_studies(), read_mechanism()))
+    studies = read_studies()
+    for name, study in studies.items():
+        for path in draw(name, _summary(study)):
+            print(path)
+    PAGE.write_text(with_blocks(PAGE.read_text(), studies, read_mechanism()))
 
 
 if __name__ == "__main__":

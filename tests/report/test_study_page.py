@@ -122,8 +122,8 @@ def test_differences_are_drawn_with_their_intervals(page, drawn):
 
 def test_popularity_and_training_curves_are_means_of_the_seeds(page, drawn):
     _, training, popularity, weights, *_ = drawn["line_panels"]
-    assert training[0].curves["refined"].x == [50, 100, 200]
-    assert training[1].curves["refined"].x == [25, 50, 100]
+    assert training[0].curves["refined"].x == (50, 100, 200)
+    assert training[1].curves["refined"].x == (25, 50, 100)
     ndcg, nll = (panel.curves["none"] for panel in popularity)
     assert len(ndcg.x) == len(nll.x) == 10
     assert ndcg.y[9] == pytest.approx(0.15, abs=0.05)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
-
-import numpy as np
 
 from candid.report.figures import Curve, Panel, calibration, line_panels, log_log
 from candid.report.html import Block, Figure, Heading, Paragraph, Table, write_report
-from candid.study import ARMS, ArmRow, GridPoint, Record, StudyCells, StudySummary
+from candid.study import ARMS, ArmRow, GridPoint, StudyCells, StudySummary
+from candid.study.arm_curves import ArmCurves
 from candid.study.drift_cells import FULL, DriftCell, users_text
 from candid.study.study_cells import Metric
 from candid.study.tables import AT_EDGE, COLUMNS, EDGE, REFERENCE
 
+Curves = dict[str, Curve]
 ORDER = tuple(ARMS)
 """An arm has the same style in all figures."""
 LINEAR_BELOW = {"ndcg": 0.005, "nll": 0.02}
@@ -169,7 +168,7 @@ def _block_of_data(study: StudyCells, summary: StudySummary, block: GridPoint) -
         ]
         blocks += _difference_figure(sampler, of_sampler)
     for shown in _shown_points(points):
-        blocks += _point_figures(study, shown)
+        blocks += _point_figures(summary, shown)
     for point, rows in points.items():
         errors = [f"{row.arm}: {error}" for row in rows for error in dict.fromkeys(row.errors)]
         failed = f" Failed: {'; '.join(errors)}." if errors else ""
@@ -246,13 +245,14 @@ def _shown_points(points: Mapping[GridPoint, Sequence[ArmRow]]) -> list[GridPoin
     return list(dict.fromkeys([min(widest, key=n), max(widest, key=n)])) if widest else []
 
 
-def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
+def _point_figures(summary: StudySummary, point: GridPoint) -> list[Block]:
     """Return curves, popularity and calibration of all arms at one grid point."""
-    arms = [*study.arms(point), *study.arms(point.whole_catalog)]
-    cells = {arm: list(study.finished(point, arm).values()) for arm in dict.fromkeys(arms)}
-    cells = {arm: found for arm, found in cells.items() if found}
-    by_step = {arm: _training_curve(found) for arm, found in cells.items()}
-    weights = {arm: curve for arm, found in cells.items() if (curve := _weight_curve(found))}
+    curves = [one for one in summary.curves if one.point in (point, point.whole_catalog)]
+
+    def lines(of: Callable[[ArmCurves], Iterable[tuple[float | None, float | None]]]) -> Curves:
+        return {one.arm: line for one in curves if (line := _line(of(one))) is not None}
+
+    weights = lines(lambda arm: ((one.step, one.sample_weight) for one in arm.training))
     blocks: list[Block] = [
         Paragraph(
             f"The next figures show the arms at {point.candidates}, each the mean of its seeds."
@@ -261,12 +261,12 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
             line_panels(
                 [
                     Panel(
-                        {arm: Curve(steps, ndcg) for arm, (steps, _, ndcg) in by_step.items()},
+                        lines(lambda arm: ((one.step, one.ndcg) for one in arm.training)),
                         "steps",
                         "validation NDCG@10",
                     ),
                     Panel(
-                        {arm: Curve(cpu, ndcg) for arm, (_, cpu, ndcg) in by_step.items()},
+                        lines(lambda arm: ((one.cpu_seconds, one.ndcg) for one in arm.training)),
                         "CPU seconds",
                         "validation NDCG@10",
                     ),
@@ -279,8 +279,8 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
         Figure(
             line_panels(
                 [
-                    Panel(_by_popularity(cells, metric), "popularity of the target", label)
-                    for metric, label in (("ndcg", "NDCG@10"), ("nll", "NLL, nats"))
+                    Panel(_by_popularity(curves, "ndcg"), "popularity of the target", "NDCG@10"),
+                    Panel(_by_popularity(curves, "nll"), "popularity of the target", "NLL, nats"),
                 ],
                 order=ORDER,
             ),
@@ -290,7 +290,7 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
         ),
         Figure(
             calibration(
-                {arm: curve for arm, found in cells.items() if (curve := _calibration(found))},
+                lines(lambda arm: ((one.stated, one.observed) for one in arm.calibration)),
                 y_label="share that is the target",
                 order=ORDER,
             ),
@@ -311,47 +311,21 @@ def _point_figures(study: StudyCells, point: GridPoint) -> list[Block]:
     return blocks
 
 
-def _training_curve(cells: Sequence[Record]) -> tuple[list[float], list[float], list[float]]:
-    """Return steps, CPU seconds and validation NDCG, means over the validations of all seeds."""
-    rows = [[(one.step, one.cpu_seconds, one.ndcg) for one in cell.curve] for cell in cells]
-    means = [np.mean(together, axis=0) for together in zip(*rows, strict=False)]
-    steps, cpu, ndcg = np.array(means).reshape(-1, 3).T.tolist()
-    return steps, cpu, ndcg
+def _line(points: Iterable[tuple[float | None, float | None]]) -> Curve | None:
+    """Return a curve of the points whose values are known; None without one."""
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    return Curve(*zip(*known, strict=True)) if known else None
 
 
-def _weight_curve(cells: Sequence[Record]) -> Curve | None:
-    rows = [
-        [(one.step, one.sample_weight) for one in cell.curve if one.sample_weight is not None]
-        for cell in cells
-    ]
-    means = [np.mean(together, axis=0).tolist() for together in zip(*rows, strict=False)]
-    return Curve(*zip(*means, strict=True)) if means else None
-
-
-def _by_popularity(cells: Mapping[str, Sequence[Record]], metric: str) -> dict[str, Curve]:
+def _by_popularity(curves: Iterable[ArmCurves], metric: Metric) -> dict[str, Curve]:
     """Return a metric by group of popularity; groups that some seed lacks are left out."""
-    curves = {}
-    for arm, found in cells.items():
-        points = []
-        for number, groups in enumerate(zip(*(one.popularity for one in found), strict=False)):
-            values = [getattr(group, metric) for group in groups]
-            if None not in values:
-                points.append((number + 1.0, fmean(value.value for value in values)))
-        if points:
-            curves[arm] = Curve(*zip(*points, strict=True))
-    return curves
-
-
-def _calibration(cells: Sequence[Record]) -> Curve | None:
-    """Return stated and observed probability by bin, pooled over the seeds."""
-    sums: dict[float, list[float]] = {}
-    for cell in cells:
-        for one in cell.calibration:
-            total = sums.setdefault(one.low, [0.0, 0.0, 0.0])
-            parts = (one.pairs, one.pairs * one.stated, one.pairs * one.observed)
-            sums[one.low] = [a + b for a, b in zip(total, parts, strict=True)]
-    points = [(stated / n, observed / n) for _, (n, stated, observed) in sorted(sums.items())]
-    return Curve(*zip(*points, strict=True)) if points else None
+    found = {}
+    for one in curves:
+        values = [getattr(group, metric) for group in one.popularity]
+        line = _line((n, None if v is None else v.value) for n, v in enumerate(values, start=1))
+        if line is not None:
+            found[one.arm] = line
+    return found
 
 
 def _with_error(points: Sequence[tuple[float, float, float]]) -> Curve:

@@ -156,6 +156,11 @@ class PopularityGroup:
     ndcg: Measured | None
     nll: Measured | None
 
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> PopularityGroup:
+        """Read plain JSON values."""
+        return cls(**{**table, "ndcg": _measured(table["ndcg"]), "nll": _measured(table["nll"])})
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -269,12 +274,7 @@ class Record:
                 "drift": _measured(values["drift"]),
                 "gradient_bias": _measured(values["gradient_bias"]),
                 "calibration": tuple(CalibrationBin(**one) for one in values["calibration"]),
-                "popularity": tuple(
-                    PopularityGroup(
-                        **one | {"ndcg": _measured(one["ndcg"]), "nll": _measured(one["nll"])}
-                    )
-                    for one in values["popularity"]
-                ),
+                "popularity": tuple(PopularityGroup.from_json(one) for one in values["popularity"]),
             }
         )
 

@@ -1,4 +1,4 @@
-"""Summary of a study: the rows of its tables, its claims with their verdicts, and its drifts."""
+"""Summary of a study: rows of its tables, claims with verdicts, drifts, and curves of its arms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from candid.study.arm_curves import ArmCurves, arm_curves
 from candid.study.claims import judge_claims
 from candid.study.drift_cells import DriftCell, drift_cells
 from candid.study.records import Record
@@ -24,11 +25,14 @@ class StudySummary:
         rows: each arm at each grid point.
         claims: the claims with their verdicts, as plain JSON values.
         drifts: predicted and measured excess of each arm at each grid point.
+        curves: training, popularity and calibration of each arm at each grid point; none in a
+            summary of an earlier version.
     """
 
     rows: tuple[ArmRow, ...]
     claims: tuple[Mapping[str, Any], ...]
     drifts: tuple[DriftCell, ...]
+    curves: tuple[ArmCurves, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -36,6 +40,7 @@ class StudySummary:
             "rows": [row.to_json() for row in self.rows],
             "claims": list(self.claims),
             "drifts": [asdict(cell) for cell in self.drifts],
+            "curves": [one.to_json() for one in self.curves],
         }
 
     @classmethod
@@ -48,6 +53,7 @@ class StudySummary:
                 DriftCell(**{**cell, "point": GridPoint(**cell["point"])})
                 for cell in table["drifts"]
             ),
+            tuple(ArmCurves.from_json(one) for one in table.get("curves", ())),
         )
 
     def rows_by_point(self) -> dict[GridPoint, Sequence[ArmRow]]:
@@ -89,5 +95,8 @@ def summarize(study: StudyCells) -> StudySummary:
         ArtifactError: the values of users of a cell are missing or damaged.
     """
     return StudySummary(
-        tuple(arm_rows(study)), tuple(judge_claims(study)), tuple(drift_cells(study))
+        tuple(arm_rows(study)),
+        tuple(judge_claims(study)),
+        tuple(drift_cells(study)),
+        tuple(arm_curves(study)),
     )
