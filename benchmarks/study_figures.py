@@ -35,6 +35,8 @@ COLUMNS = 3
 """Panels beside each other, one for each dataset, split and tower."""
 LINEAR = {"ndcg": 0.005, "nll": 0.02, "excess": 0.02, "drift": 0.01}
 """End of the linear part of an axis around 0. Beyond it is logarithmic, so no point is hidden."""
+INCHES_PER_NAME = 1.5
+"""Width of a name in a legend."""
 MEASURES = {"ndcg": ("NDCG@10", ""), "nll": ("NLL", ", nats")}
 """Name and unit of the metrics."""
 Axes = Any
@@ -256,7 +258,7 @@ def _legend(figure: Any, marks: Sequence[tuple[str, str, str]]) -> None:
     figure.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=min(len(handles), 6),
+        ncols=max(1, min(len(handles), int(figure.get_figwidth() / INCHES_PER_NAME))),
         frameon=False,
         labelcolor=INK,
     )
