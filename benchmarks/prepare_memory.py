@@ -261,9 +261,10 @@ def with_figures(page: str, runs: list[dict[str, Any]]) -> str:
     text = (
         f"{EXTRAPOLATED_ROWS:,} rows were not measured. **Memory**: by the rule of the engine, a "
         f"limit holds 768 MiB, {BYTES_PER_ID + 8} bytes for each user and each item with integer "
-        f"ids, and at least {MIN_SHARE // 2**20} MiB for DuckDB. With {scale} times the users and items of "
-        f"{sizes[-1]} rows, {num_ids:,}, the least limit is {memory['limit']:,.0f} MiB, and within "
-        f"{LIMIT} DuckDB is left {share:,.0f} MiB. All peaks of the table are below their limit. "
+        f"ids, and at least {MIN_SHARE // 2**20} MiB for DuckDB. With {scale} times the users and "
+        f"items of {sizes[-1]} rows, {num_ids:,}, the least limit is {memory['limit']:,.0f} MiB, "
+        f"and within {LIMIT} DuckDB is left {share:,.0f} MiB. All peaks of the table are below "
+        "their limit. "
         f"**Time and disk**: the line of least squares through {', '.join(sizes[:-1])} and "
         f"{sizes[-1]} rows gives {cpu:,.0f} CPU seconds and {disk / 1024:,.0f} GiB of temporary "
         f"files; the line through the largest two gives {cpu_two:,.0f} and {disk_two / 1024:,.0f}. "
