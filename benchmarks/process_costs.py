@@ -14,6 +14,9 @@ process holds and that have a dense gradient, b bytes of a number (4). A message
 | gradients of each sharded table | 3 | 8 (W - 1) + 8 n + b D n |
 | norm of the gradients of sharded tables | 1 | b |
 | full softmax over sharded items | 6 | 8 S + b (D S + D S W + 2 R + S) |
+| loss `learnt_partition` | 1 | b (D + 3) |
+| a step that logs (`training.log_every`) | 2 | 2 b |
+| a step that logs, with the full softmax over sharded items | 3 | b (2 + R) |
 
 R are the rows of the batch and S those of the largest share. r is the largest number of distinct
 rows that a process reads in the step, n the distinct rows of other processes that this process
@@ -157,6 +160,30 @@ class StepCosts:
             "gather of loss gradients": Sent(1, number * largest_share),
             "sum of query gradients": Sent(1, query * self.num_processes),
         }
+
+    def learnt_partition(self) -> dict[str, Sent]:
+        """Return the costs of the loss ``learnt_partition``, for the gradient of its prediction."""
+        return {"sum": Sent(1, self.number_bytes * (self.width + 3))}
+
+    def logging(self, rows: int | None = None) -> dict[str, Sent]:
+        """Return the costs of a step that logs: two means over the rows of the batch.
+
+        Args:
+            rows: R, for the effective sample size of the full softmax over sharded items; None:
+                another loss.
+        """
+        sums = {"sum": Sent(2, 2 * self.number_bytes)}
+        if rows is None:
+            return sums
+        return sums | {"gather of partition functions": Sent(1, self.number_bytes * rows)}
+
+
+def together(*parts: Mapping[str, Sent]) -> dict[str, Sent]:
+    """Return the costs of several parts of a step, those of one name added."""
+    total: dict[str, Sent] = {}
+    for name, sent in (item for part in parts for item in part.items()):
+        total[name] = total.get(name, Sent(0, 0)) + sent
+    return total
 
 
 def network_bytes(name: str, num_bytes: float, num_processes: int) -> float:

@@ -28,51 +28,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
 import process_costs
-from candid.batches import Loader, offsets_of
-from candid.config import DEFAULT_RECIPE, parse_config
-from candid.data import PreparedDataset
-from candid.distributed import current_group, open_group
+from candid.distributed import open_group
 from candid.distributed.exchange import RowRanges
-from candid.runs.build import build_model, build_objective
 from candid.towers import row_tables
 from candid.training import Trainer
 from candid.training.batch_shares import Share
 from page_blocks import with_block
-from process_costs import Cluster, Plan, RemoteRows, Sent, StepCosts, network_bytes
+from process_costs import Cluster, Plan, RemoteRows, Sent, StepCosts, network_bytes, together
+from process_trainings import BATCH, CASES, LENGTH, NUM_ITEMS, STEPS, WIDTH, make_trainer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "process_messages.json"
 DOCS = ROOT / "docs" / "guides" / "many_machines.md"
-NUM_USERS, NUM_ITEMS, WIDTH, LENGTH, BATCH, STEPS = 600, 5000, 32, 10, 128, 4
-SAMPLERS: dict[str, Any] = {
-    "in-batch": {"type": "in_batch"},
-    "uniform": {"type": "uniform", "num_candidates": 256},
-    "mixture": {
-        "type": "mixture",
-        "components": [{"type": "in_batch"}, {"type": "uniform", "num_candidates": 256}],
-    },
-    "random Fourier": {"type": "random_fourier", "num_candidates": 8, "refresh_every": 2},
-    "full softmax": None,
-}
-"""By name; None: the loss takes no candidates."""
-CASES = {
-    "dense, in-batch": ("dense", "in-batch"),
-    "dense, uniform": ("dense", "uniform"),
-    "dense, mixture": ("dense", "mixture"),
-    "dense, random Fourier": ("dense", "random Fourier"),
-    "row_adam, in-batch": ("row_adam", "in-batch"),
-    "sharded_row_adam, in-batch": ("sharded_row_adam", "in-batch"),
-    "sharded_row_adam, uniform": ("sharded_row_adam", "uniform"),
-    "sharded_row_adam, mixture": ("sharded_row_adam", "mixture"),
-    "sharded_row_adam, full softmax": ("sharded_row_adam", "full softmax"),
-}
-"""By name: ``training.tables`` and the sampler."""
 FRAME_BYTES = 66
 """Ethernet, IP and TCP headers of a segment with time stamps, which /proc/net/dev counts."""
 CLUSTERS = {
@@ -85,65 +57,6 @@ PLANS = [
     Plan("in-batch, num_candidates = 8192", 10**9, 128, 4096, 8192, 2_000_000, 40),
     Plan("uniform, num_candidates = 65536", 10**9, 128, 4096, 65_536, 2_000_000, 40),
 ]
-
-
-def make_trainer(
-    folder: Path,
-    case: str,
-    *,
-    num_users: int = NUM_USERS,
-    num_items: int = NUM_ITEMS,
-    width: int = WIDTH,
-    length: int = LENGTH,
-    batch_size: int = BATCH,
-    max_steps: int = STEPS + 1,
-    trainer_type: Any = None,
-) -> Any:
-    """Return the trainer of a case over the open group; the same data on every process."""
-    tables, sampler = CASES[case]
-    table = {
-        "name": "processes",
-        "device": "cpu",
-        "batches": {"batch_size": batch_size, "max_length": length, "num_workers": 0},
-        "model": {
-            "query_tower": {"type": "causal_transformer", "dim": width, "num_blocks": 1},
-            "item_tower": {"type": "item_embedding", "dim": width},
-        },
-        "sampler": SAMPLERS[sampler],
-        "loss": DEFAULT_RECIPE["loss"] if SAMPLERS[sampler] else {"type": "full_softmax"},
-        "training": {
-            "tables": tables,
-            "max_steps": max_steps,
-            "epochs": 1000,
-            "warmup_steps": 0,
-            "log_every": 10**6,
-            "checkpoint_every": 1000,
-        },
-    }
-    config = parse_config(table, "process_messages")
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(length // 2, 2 * length, num_users)
-    total = int(lengths.sum())
-    popularity = 1 / np.arange(10, num_items + 10)
-    dataset = PreparedDataset(
-        item_ids=rng.choice(num_items, total, p=popularity / popularity.sum()).astype(np.int32),
-        user_offsets=offsets_of(lengths),
-        roles=np.zeros(total, dtype=np.uint8),
-        users=pl.DataFrame({"source_id": range(num_users)}),
-        items=pl.DataFrame({"source_id": range(num_items)}),
-    )
-    torch.manual_seed(0)
-    model = build_model(config, dataset)
-    loss, objective_sampler = build_objective(config, dataset)
-    return (trainer_type or Trainer)(
-        model=model,
-        loader=Loader(dataset, config.batches, seed=0),
-        loss=loss,
-        sampler=objective_sampler,
-        config=config.training,
-        folder=folder,
-        group=current_group(),
-    )
 
 
 def count(case: str, folder: Path) -> dict[str, Any]:
@@ -214,22 +127,27 @@ def loopback() -> tuple[int, int]:
 def modelled(ranks: Sequence[Mapping[str, Any]], case: str, step: int) -> list[dict[str, Sent]]:
     """Return the modelled costs of a step by process, from the rows that all processes read."""
     costs = StepCosts(len(ranks), WIDTH)
-    tables, sampler = CASES[case]
+    chosen = CASES[case]
     base = costs.dense(ranks[0]["dense_numbers"], ranks[0]["dense_tensors"])
     if len(ranks) == 1:
         return [base]
     one = ranks[0]["steps"][step]
-    if sampler == "random Fourier":
-        base |= costs.queries(one["largest_share"])
-    if sampler == "full softmax":
-        base |= costs.full_softmax(one["rows"], one["largest_share"])
+    is_full_softmax = chosen.sampler == "full softmax"
+    if chosen.sampler == "random Fourier":
+        base = together(base, costs.queries(one["largest_share"]))
+    if is_full_softmax:
+        base = together(base, costs.full_softmax(one["rows"], one["largest_share"]))
+    if chosen.loss == "learnt_partition":
+        base = together(base, costs.learnt_partition())
+    if chosen.logs:
+        base = together(base, costs.logging(one["rows"] if is_full_softmax else None))
     reads = [
         [np.array(ids, dtype=np.int64) for ids in rank["steps"][step]["read"]] for rank in ranks
     ]
     in_step = [np.unique(np.concatenate(each)) for each in reads]
-    if tables == "row_adam":
-        base |= costs.tables_by_row([max(map(len, in_step))])
-    if tables != "sharded_row_adam":
+    if chosen.tables == "row_adam":
+        base = together(base, costs.tables_by_row([max(map(len, in_step))]))
+    if chosen.tables != "sharded_row_adam":
         return [base] * len(ranks)
     # The table has a row for each item, and no other.
     ranges = RowRanges(NUM_ITEMS, len(ranks))
@@ -241,9 +159,11 @@ def modelled(ranks: Sequence[Mapping[str, Any]], case: str, step: int) -> list[d
         return RemoteRows(int((~is_own[rank]).sum()), served)
 
     return [
-        base
-        | costs.sharded_tables(
-            [remote(rank, ids) for ids in zip(*reads, strict=True)], [remote(rank, in_step)]
+        together(
+            base,
+            costs.sharded_tables(
+                [remote(rank, ids) for ids in zip(*reads, strict=True)], [remote(rank, in_step)]
+            ),
         )
         for rank in range(len(ranks))
     ]

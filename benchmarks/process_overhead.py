@@ -33,7 +33,8 @@ import torch.distributed as dist
 from candid.distributed import open_group
 from candid.training import Trainer
 from page_blocks import with_block
-from process_messages import make_trainer, on_processes
+from process_messages import on_processes
+from process_trainings import make_trainer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "process_overhead.json"

@@ -25,7 +25,12 @@ def report():
 def test_two_processes_send_what_the_model_and_the_results_state(
     script, report, on_ranks, tmp_path
 ):
-    cases = ["dense, random Fourier", "sharded_row_adam, mixture"]
+    cases = [
+        "dense, random Fourier",
+        "dense, uniform, learnt partition",
+        "sharded_row_adam, mixture",
+        "sharded_row_adam, full softmax, every step logs",
+    ]
 
     def count(rank, num_ranks):
         return {case: script.count(case, tmp_path / case) for case in cases}
