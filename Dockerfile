@@ -27,10 +27,11 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1
 USER 10001
+# Port 8001 answers probes in a thread that no request delays; it needs no key, so do not publish it.
 EXPOSE 8000
 # SIGTERM finishes open requests and stops, SIGHUP reloads the models.
 STOPSIGNAL SIGTERM
 # http.client, because urllib would use a proxy from the environment.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", \
-    "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
-ENTRYPOINT ["candid", "serve", "--host", "0.0.0.0", "--port", "8000"]
+    "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8001, timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["candid", "serve", "--host", "0.0.0.0", "--port", "8000", "--probe-port", "8001"]
