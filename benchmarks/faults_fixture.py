@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults_process import Outcome, Stop, fork_lines, redirect, run
-from faults_programs import UPDATES, write_kernel, write_updates
+from faults_programs import UPDATES, write_changes, write_kernel, write_updates
 
 RECIPE = """
 name = "tiny"
@@ -126,6 +127,7 @@ INDEXES = {
     "usearch": ["index.type=usearch"],
     "hnsw": ["index.type=faiss", "index.kind=hnsw"],
     "ivf": ["index.type=faiss", "index.kind=ivf"],
+    "kernel_lsh": ["index.type=kernel_lsh"],
 }
 BASELINES = ("popularity", "item_knn", "markov", "ease", "co_visits", "session_knn")
 
@@ -228,13 +230,17 @@ def make_fixture(folder: Path) -> None:
         commands.append(["baselines", "data", *save])
     commands += [
         ["export", "run", "--out", "export", "-f", "parquet", "-f", "npy", "-f", "qdrant"],
+        ["export", "run", "--out", "export_onnx", "-f", "onnx"],
         [*SHARDED, "--set", "training.epochs=1"],
         ["study", "study.toml", "--out", "study"],
     ]
     for arguments in commands:
         check(run([*arguments, "--quiet"], folder), arguments)
+    _in_fork(folder, lambda: write_changes(folder))
     records = folder / "study" / "records.jsonl"
-    records.write_text("".join(records.read_text().splitlines(keepends=True)[:-1]))
+    *lines, last = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines))
+    (folder / "study" / json.loads(last)["users"]).unlink()
     for out, cut in CUT.items():
         _cut(folder, out, [*cut, "--quiet"])
 

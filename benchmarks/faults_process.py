@@ -16,14 +16,19 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from faults_programs import PROGRAMS, program_code
+
 HANG = 90.0
 """Seconds after which a command hangs; on a free machine it takes a few tenths."""
+TEMPORARY, CACHE = "tmp", "cache"
+"""Names of the folders of temporary files and of the cache, in the working folder of a command."""
 MEMORY = 16 << 30
 """Address space of a child in bytes, so that a damaged size cannot take the memory of others."""
 SETTINGS = {
@@ -111,10 +116,10 @@ class Command:
     """``candid ARGUMENTS`` in a forked child with ``folder`` as its working folder.
 
     Args:
-        arguments: of the command line.
+        arguments: of the command line; or the name of one of ``faults_programs.PROGRAMS``.
         folder: working folder; the output is stored beside it.
         stop: where the child kills itself; None: nowhere.
-        environment: variables of the child.
+        environment: variables of the child, beside those of ``private_folders``.
         file_limit: largest file that the child can write, in bytes; None: no limit.
     """
 
@@ -167,17 +172,31 @@ class Command:
     def _run(self, arguments: list[str], environment: dict[str, str], limit: int | None) -> int:
         os.setsid()
         os.chdir(self._folder)
-        os.environ.update(environment)
+        os.environ.update(private_folders(self._folder) | environment)
+        tempfile.tempdir = None
         redirect(self._out, self._err)
         limit_resources(limit)
         if self._stop is not None:
             stop_at(self._stop, self._folder)
+        if arguments[0] in PROGRAMS:
+            return program_code(arguments[0], self._folder, self._folder)
         return candid_code(arguments)
 
 
 def run(arguments: Sequence[str], folder: Path, seconds: float = HANG, **given: Any) -> Outcome:
     """Run one command to its end."""
     return Command(arguments, folder, **given).finish(seconds)
+
+
+def private_folders(folder: Path) -> dict[str, str]:
+    """Return the variables by which temporary files and the cache of kernels are in a folder.
+
+    A case then sees what a killed command leaves there. The folders are made.
+    """
+    found = {"TMPDIR": folder / TEMPORARY, "XDG_CACHE_HOME": folder / CACHE}
+    for path in found.values():
+        path.mkdir(exist_ok=True)
+    return {name: str(path) for name, path in found.items()}
 
 
 def candid_code(arguments: Sequence[str]) -> int:

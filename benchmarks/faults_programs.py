@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 UPDATES = "items.jsonl"
 """File of item updates in its folder."""
 OPEN_UPDATES, OPEN_KERNEL = "(open the item updates)", "(load the kernel)"
+COMPILE_KERNEL = "(compile the kernel)"
 KERNELS = "kernels"
 """Cache folder of the fixture."""
 CHANGES: tuple[tuple[str, int | str, tuple[str | None, dict[str, Any]] | None], ...] = (
@@ -44,12 +46,23 @@ def write_updates(path: Path) -> None:
 
 def write_kernel(fixture: Path) -> None:
     """Compile a kernel of candid into the cache of the fixture."""
-    import candid.index
-    from candid.native import load_kernel
-
     os.environ["XDG_CACHE_HOME"] = str(fixture / KERNELS)
-    source = Path(candid.index.__file__).with_name("log_sum_exp.c")
-    load_kernel(source, lambda library: library, lambda _: None, logging.getLogger(), "none")
+    list(_compile_kernel(fixture, fixture))
+
+
+def write_changes(fixture: Path) -> None:
+    """Write an index with stored changes: items that are updated, deleted and added again."""
+    import torch
+
+    from candid.index import open_snapshot, save_changes
+
+    shutil.copytree(fixture / "index_usearch", fixture / "index_changes")
+    snapshot = open_snapshot(fixture / "index_changes")
+    vectors = snapshot.index.item_vectors
+    snapshot.put([103, 107, 111], torch.flip(vectors[:3], [0]))
+    snapshot.delete([105, 107, 119])
+    snapshot.put([119], vectors[5:6])
+    save_changes(snapshot)
 
 
 def _open_updates(folder: Path, fixture: Path) -> Iterator[str]:
@@ -95,6 +108,17 @@ def _positions(content: bytes, part: bytes) -> Iterator[int]:
         at = content.find(part, at + 1)
 
 
+def _compile_kernel(folder: Path, fixture: Path) -> Iterator[str]:
+    """Compile a kernel of candid, or load it from the cache of the case."""
+    import candid.index
+    from candid.native import load_kernel
+
+    source = Path(candid.index.__file__).with_name("log_sum_exp.c")
+    logger = logging.getLogger("kernel")
+    if load_kernel(source, lambda library: library, lambda _: None, logger, "none") is None:
+        yield "the kernel cannot be compiled"
+
+
 def _open_kernel(folder: Path, fixture: Path) -> Iterator[str]:
     """Read a kernel from the cache: what differs from the compiled library is never returned."""
     from candid.native_cache import cached_library
@@ -110,6 +134,7 @@ def _open_kernel(folder: Path, fixture: Path) -> Iterator[str]:
 PROGRAMS: dict[str, Callable[[Path, Path], Iterator[str]]] = {
     OPEN_UPDATES: _open_updates,
     OPEN_KERNEL: _open_kernel,
+    COMPILE_KERNEL: _compile_kernel,
 }
 
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from faults_fixture import BASELINES, DATA_OPTIONS
+from faults_fixture import BASELINES, DATA_OPTIONS, INDEXES
+from faults_programs import COMPILE_KERNEL
 
 INPUTS = ("log.csv", "log2.csv", "items.csv", "users.csv", "ids.toml", "features.toml",
           "data.toml", "space.toml", "study.toml", "ratings.dat")  # fmt: skip
 WEIGHTS = r"safetensors#(model|average|optimizer)/"
-TIME = r"seconds|peak_mib|(?<![a-z])m[sb](?![a-z])"
-"""Names of values that are times or memory: two uncut runs may agree on them by chance."""
-RECORDS = rf"^(?!.*({TIME}|/checksum$))(records\.jsonl:|users/)"
-"""Values of the records of a study; the checksum of a line covers its times too."""
-AUDITED = rf"^audit\.json/(?!estimators|ranking|recommend|notes)(?!.*({TIME}))"
+RECORDS = r"^(records\.jsonl:|users/)"
+"""Values of the records of a study."""
+AUDITED = r"^audit\.json/(?!estimators|ranking|recommend|notes)"
 """Values of an audit that do not follow from measured times, as the order of estimators does."""
 AUDIT = ("--users", "8", "--n", "4", "--rows", "16", "--repeats", "16", "--drift-users", "2",
          "--drift-repeats", "16")  # fmt: skip
@@ -135,6 +134,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
     }  # fmt: skip
     found |= {
+        "kernel": Scenario((COMPILE_KERNEL,), ("cache/candid",)),
+        "export_onnx": Scenario(
+            ("export", "run", "--out", "out", "-f", "onnx"), ("out",), run_given, is_slow=True
+        ),
         "recipe": Scenario(("recipe", "--data", "data", "--out", "out.toml"), ("out.toml",), given),
         "data": Scenario(
             ("data", "ml-1m", "--from", "ratings.dat", "--partial", "--out", "out"), ("out",)
@@ -159,10 +162,8 @@ def scenarios() -> dict[str, Scenario]:
             ("recommend", "run", "--all-users", "--index", "out", "--out", "lists.jsonl"),
         ),
     }  # fmt: skip
-    for name in ("exact", "usearch", "hnsw"):
-        setting = {"exact": "index.type=exact", "usearch": "index.type=usearch"}.get(name)
-        pairs = ["--set", setting or "index.type=faiss"]
-        pairs += [] if setting else ["--set", "index.kind=hnsw"]
+    for name in ("exact", "usearch", "hnsw", "kernel_lsh"):
+        pairs = [text for setting in INDEXES[name] for text in ("--set", setting)]
         read_index = ("recommend", "run", "--all-users", "--index", "out", "--out", "lists.jsonl")
         for suffix, needs in (("", {}), ("_again", {"out": "index_exact"})):
             found[f"index_{name}{suffix}"] = Scenario(

@@ -17,7 +17,7 @@ from typing import Any
 from faults_process import Command, Skipped
 
 ADMIN = "benchmark"
-START = 60.0
+START = 180.0
 """Seconds within which a server must listen."""
 ANSWER = 1.0
 """Seconds within which an ordinary request and a probe are answered beside hostile clients."""
@@ -48,13 +48,36 @@ class Server:
         """Wait until the server listens; return whether it does."""
         limit = time.monotonic() + START
         while time.monotonic() < limit and not self.command.wait(0.02):
-            for line in self.command.error_text().splitlines():
-                if '"event": "listening"' in line and line.endswith("}"):
-                    self.address = json.loads(line)["address"]
-                    host, port = self.address.removeprefix("http://").split(":")
-                    self.host, self.port = host, int(port)
-                    return True
+            for line in self.events("listening"):
+                self.address = line["address"]
+                host, port = self.address.removeprefix("http://").split(":")
+                self.host, self.port = host, int(port)
+                return True
         return False
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the lines of the log of an event."""
+        lines = self.command.error_text().splitlines()
+        return [
+            json.loads(line) for line in lines if f'"event": "{name}"' in line and line[-1:] == "}"
+        ]
+
+    def worker_pids(self) -> list[int]:
+        """Return the processes of the workers that were started last."""
+        latest = {line["worker"]: line["pid"] for line in self.events("worker started")}
+        return list(latest.values())
+
+    def wait_for(self, name: str, count: int, seconds: float = START) -> bool:
+        """Wait until an event was logged ``count`` times; return whether it was."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit and not self.command.wait(0.05):
+            if len(self.events(name)) >= count:
+                return True
+        return False
+
+    def probe_port(self) -> int:
+        """Return the port of ``--probe-port``."""
+        return int(self.events("probes listening")[0]["address"].rpartition(":")[2])
 
     def ask(
         self, method: str, path: str, body: Any = None, seconds: float = 30.0

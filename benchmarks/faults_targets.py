@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from faults_fixture import BASELINES, CUT, DATA_OPTIONS, INDEXES, SHARDED
 from faults_programs import OPEN_KERNEL, OPEN_UPDATES, UPDATES
-from faults_scenarios import TIME, WEIGHTS
+from faults_scenarios import WEIGHTS
 
-SUMMARY = rf"^summary\.json/(?!.*({TIME}))"
+SUMMARY = r"^summary\.json/"
 SIBLINGS = {
     "data": "data2",
     "run": "run_features",
@@ -88,7 +88,7 @@ def targets() -> list[Target]:
                    r"best\.toml", True),
         ), 0.5),
     ]  # fmt: skip
-    for name in INDEXES:
+    for name in (*INDEXES, "changes"):
         search = ("recommend", "run", *data, "--index", f"index_{name}", *lists)
         found.append(Target(f"index_{name}", (Reader(search, ("o.jsonl",)),), 0.7))
     for name in BASELINES:
@@ -109,6 +109,7 @@ def _others() -> list[Target]:
     updates = f"updates/{UPDATES}"
     return [
         Target("export", (_verify("export"),), 0.5),
+        Target("export_onnx", (_verify("export_onnx"),), 0.3),
         Target("sharded", (
             Reader(("recommend", "sharded", "--data", "data", "--all-users", "--out", "o.jsonl"),
                    ("o.jsonl",)),
@@ -127,6 +128,7 @@ def _others() -> list[Target]:
         Target("study", (
             Reader(study, ("study",), SUMMARY, True),
             Reader((*study, "--report"), ("study",), SUMMARY, True),
+            _verify("study"),
         ), 0.3),
     ]  # fmt: skip
 

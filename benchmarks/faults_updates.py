@@ -6,14 +6,20 @@ and a model that cannot be loaded leaves the served one in use.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from faults_content import damaged
-from faults_process import Stop, fork_lines, messages
+from faults_kills import left_processes
+from faults_process import TEMPORARY, Stop, fork_lines, messages
 from faults_server import START, Found, Server, ServerCampaign, is_healthy, small_disk
+from faults_snapshot import temporary_files
 
 
 class Updates(ServerCampaign):
@@ -23,7 +29,10 @@ class Updates(ServerCampaign):
 
     def kinds(self) -> tuple[Callable[[random.Random], Found], ...]:
         """Return the kinds of cases."""
-        return (self._killed_updates, self._damaged_reload, self._full_disk, self._torn_updates)
+        return (
+            self._killed_updates, self._damaged_reload, self._full_disk, self._torn_updates,
+            self._killed_worker,
+        )  # fmt: skip
 
     def _killed_updates(self, rng: random.Random) -> Found:
         """Kill the server twice in a stream of updates; the acknowledged ones must be there.
@@ -58,6 +67,47 @@ class Updates(ServerCampaign):
                 if unsure is not None:
                     yield from self._settle(second, state, unsure)
                 yield from self._compare_updates(second, state)
+
+    def _killed_worker(self, rng: random.Random) -> Found:
+        """Kill a worker of two in a stream of updates, then the supervisor, or all processes.
+
+        The other worker answers and another one is started; no process and no temporary folder
+        stays after the next start.
+        """
+        arguments = ("run_features", "--item-updates", "updates", "--workers", "2")
+        state: dict[int, tuple[str, str | None]] = {}
+        with self.serving(*arguments) as server:
+            for number in range(1, 3 + rng.randrange(30)):
+                yield from self._update(server, state, _random_update(rng, number))
+            ready = len(server.events("worker ready"))
+            os.kill(rng.choice(server.worker_pids()), signal.SIGKILL)
+            for number in range(100, 110):
+                yield from self._update(server, state, _random_update(rng, number))
+            if not server.wait_for("worker ready", ready + 1):
+                yield "a killed worker is not started again", server.command.error_text()[-600:]
+                return
+            for _ in range(3):  # both workers
+                yield from self._compare_updates(server, state)
+            server.command.kill()
+            for pid in server.worker_pids() if rng.random() < 0.5 else ():
+                with contextlib.suppress(ProcessLookupError):  # it ends with its supervisor
+                    os.kill(pid, signal.SIGKILL)
+        yield from left_processes(self._folder)
+        with self.serving(*arguments) as server:
+            yield from self._compare_updates(server, state)
+            folders = temporary_files(self._folder / TEMPORARY)
+            if len(folders) != 2:  # the folder of the metrics, and its lock
+                yield "temporary folders of a killed server stay", str(folders)
+
+    def _update(
+        self, server: Server, state: dict[int, Any], update: tuple[int, str, str | None]
+    ) -> Found:
+        """Send an update to a server of which one worker may have just ended."""
+        try:
+            if _send_update(server, *update):
+                state[update[0]] = update[1:]
+        except (OSError, http.client.HTTPException):
+            yield from self._settle(server, state, update)
 
     def _torn_updates(self, rng: random.Random) -> Found:
         """Cut the file of updates at a random byte; the server must start with those before."""

@@ -3,7 +3,8 @@
     python benchmarks/serve_edge.py --out build/serve_edge   # results/serve_edge.json, the docs
 
 One server process with the protections of ``serve_load``, in five phases: no other client; 2,000
-idle connections and 20 endless request heads, each begun again a second after the server closed it;
+idle connections, open after a first request each, and 20 endless request heads, each begun again a
+second after the server closed it;
 twice the requests that it can answer; reloads without a pause beside a light load; malformed
 requests. A process of its own sends an ordinary request over an open connection, and ``/healthz``
 over new connections to both ports, every 50 ms, and measures from the time at which each was due.
@@ -58,6 +59,8 @@ IDLE, HEADS = 2000, 20
 LIGHT = 50.0
 """Requests a second beside reloads."""
 HEALTH = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+FIRST = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+"""First request of an idle connection."""
 KINDS = ("request", "healthz", "healthz_probe_port")
 REQUEST_GOAL, PROBE_GOAL = 1000.0, 100.0
 """Milliseconds within which a request beside idle connections and a probe are to be answered."""
@@ -106,7 +109,11 @@ def sample(target: Target, seconds: float) -> dict[str, Any]:
 
 
 def idle_connections(target: Target, is_over: threading.Event, seconds: float) -> dict[str, Any]:
-    """Open idle connections, and send heads without an end."""
+    """Open idle connections, and send heads without an end.
+
+    Raises:
+        SystemExit: an idle connection was closed before the end of the phase.
+    """
 
     def send_heads() -> None:
         while not is_over.is_set():
@@ -116,6 +123,9 @@ def idle_connections(target: Target, is_over: threading.Event, seconds: float) -
     async def stay(host: str, port: int) -> int:
         loop = asyncio.get_running_loop()
         opened = [(await loop.create_connection(Connection, host, port))[1] for _ in range(IDLE)]
+        # A new connection without a request is closed after head_timeout_ms, one that had a request
+        # after keep_alive_ms.
+        await asyncio.gather(*(connection.send(FIRST) for connection in opened))
         await asyncio.to_thread(is_over.wait)
         num_open = sum(connection.is_open for connection in opened)
         for connection in opened:
@@ -125,7 +135,15 @@ def idle_connections(target: Target, is_over: threading.Event, seconds: float) -
     with ThreadPoolExecutor(HEADS) as heads:
         for _ in range(HEADS):
             heads.submit(send_heads)
-        num_open = run_client(stay, target.address)
+        try:
+            num_open = run_client(stay, target.address)
+        finally:
+            is_over.set()
+    if num_open < IDLE:
+        raise SystemExit(
+            f"{num_open:,} of {IDLE:,} idle connections were open at the end of the phase: shorten "
+            "--seconds below keep_alive_ms"
+        )
     return {"idle": IDLE, "idle_at_the_end": num_open, "endless_heads": HEADS}
 
 

@@ -331,6 +331,23 @@ def test_processes_that_start_together_all_get_the_kernel(tmp_path):
 
 
 @needs_compiler
+def test_temporary_files_of_the_compiler_are_in_the_folder_of_the_compilation(tmp_path):
+    """A kill leaves them, and only that folder is removed later."""
+    compiler, source = tmp_path / "compiler", tmp_path / "seven.c"
+    source.write_text(KERNEL)
+    compiler.write_text(f'#!/bin/sh\necho "$TMPDIR" "$*" >> {tmp_path}/calls\nexec cc "$@"\n')
+    compiler.chmod(0o700)
+    (tmp_path / "temporary").mkdir()
+    variables = {"CC": str(compiler), "TMPDIR": str(tmp_path / "temporary")}
+    subprocess.run(command(source), env=environment(tmp_path) | variables, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    folders = [call.split()[0] for call in calls if " -o " in call]
+    assert len(folders) == 2
+    assert all(folder.startswith(f"{tmp_path}/temporary/candid-compile-") for folder in folders)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@needs_compiler
 def test_loaded_libraries_do_not_depend_on_files_or_on_each_other(tmp_path):
     first = load_library("first", compile_library(tmp_path, KERNEL))
     second = load_library("second", compile_library(tmp_path, KERNEL.replace("7", "9")))

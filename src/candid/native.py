@@ -90,10 +90,10 @@ def _compile(source: Path, command: list[str], compiler: list[str], openmp: Path
         object_file, library = folder.path / "kernel.o", folder.path / "kernel.so"
         compile_flags = [flag for flag in command if flag != "-shared"]
         compile_flags.append(f"-I{SHARED_HEADERS}")
-        _run([*compile_flags, "-c", str(source), "-o", str(object_file)])
+        _run([*compile_flags, "-c", str(source), "-o", str(object_file)], folder.path)
         libraries = [] if openmp is None else [str(openmp)]
         link = [*compiler, "-shared", str(object_file), *libraries, "-lm"]
-        _run([*link, "-o", str(library)])
+        _run([*link, "-o", str(library)], folder.path)
         return library.read_bytes()
 
 
@@ -105,9 +105,13 @@ def _compiler() -> list[str]:
     raise NativeError("no C compiler found")
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], temporary: Path | None = None) -> str:
+    """Run a command and return its output; its own temporary files are in a folder if given."""
+    environment = None if temporary is None else os.environ | {"TMPDIR": str(temporary)}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise NativeError(f"{command[0]} did not finish within 60 seconds") from None
     if result.returncode:

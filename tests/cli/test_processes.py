@@ -156,6 +156,16 @@ def test_launcher_passes_arguments_and_returns_zero(shell, tmp_path):
     assert results == [f"{rank} of 2: train a recipe.toml --quiet\n" for rank in range(2)]
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_launcher_leaves_no_temporary_folder(shell, tmp_path, monkeypatch, code):
+    shell(f"exit {code}\n")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert launch(2, []) == code
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_launcher_returns_the_exit_code_of_the_process_that_failed(shell):
     shell("test $RANK = 0 && sleep 60\nexit 3\n")
     assert launch(2, []) == 3

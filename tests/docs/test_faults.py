@@ -32,7 +32,7 @@ def test_stated_times_are_those_of_the_results():
     times = json.loads((ROOT / "benchmarks" / "results" / "faults.json").read_text())[
         "milliseconds"
     ]
-    overload = times.pop("overload /healthz")
+    overload = times.pop(next(name for name in times if name.startswith("overload")))
     asked = [ms for name, some in times.items() if name.endswith("recommend") for ms in some]
     probes = [ms for name, some in times.items() if name.endswith("healthz") for ms in some]
     assert f"slowest of {len(asked)} ordinary requests took {max(asked):.0f} ms" in docs
@@ -43,7 +43,7 @@ def test_stated_times_are_those_of_the_results():
 def test_probes_under_overload_on_an_idle_machine_are_within_the_goal():
     docs = (ROOT / "docs" / "benchmarks" / "faults.md").read_text().replace("\n", " ")
     found = json.loads((ROOT / "benchmarks" / "results" / "faults_requests.json").read_text())
-    overload = found["milliseconds"]["overload /healthz"]
+    overload = next(ms for name, ms in found["milliseconds"].items() if name.startswith("overload"))
     assert f"slowest of {len(overload)} such probes took {max(overload):.0f} ms" in docs
     assert max(overload) < 100
     assert found["failed_cases"] == 0

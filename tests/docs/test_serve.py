@@ -1,6 +1,10 @@
 """The page on the server under load against its results."""
 
+import contextlib
 import json
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,60 @@ def test_loads_below_the_goal_are_counted(benchmark_script, monkeypatch):
     result["two_processes"] |= {"repeats": 5, "p99_below_goal": load["p99_below_goal"]}
     row = next(line for line in script.table(result).splitlines() if "--workers 2" in line)
     assert "| 3 of 5 |" in row
+
+
+@pytest.mark.parametrize("keeps_open", [True, False])
+def test_idle_connections_are_open_to_the_end_of_the_phase(
+    benchmark_script, monkeypatch, keeps_open
+):
+    """Beside a server that closes connections without a request after a tenth of a second."""
+    script = benchmark_script("serve_edge")
+    monkeypatch.setattr(script, "IDLE", 20)
+    monkeypatch.setattr(script, "HEADS", 1)
+    monkeypatch.setattr(script, "endless_head", lambda connect, is_over: is_over.wait())
+    is_over = threading.Event()
+
+    def serve(listener):
+        accepted, open_until = [], time.monotonic() + 0.6
+        while not is_over.is_set():
+            with contextlib.suppress(TimeoutError):
+                accepted.append(listener.accept()[0])
+                answer(accepted[-1])
+            if time.monotonic() > open_until and not keeps_open:
+                for connection in accepted:
+                    connection.close()
+        for connection in accepted:
+            connection.close()
+
+    def answer(connection):
+        connection.settimeout(0.1)
+        try:
+            assert connection.recv(1000).startswith(b"GET /healthz HTTP/1.1\r\n")
+        except TimeoutError:
+            connection.close()
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        target = script.Target(address, "", 0, [])
+        threads = [
+            threading.Thread(target=serve, args=(listener,)),
+            threading.Timer(1.5, is_over.set),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            if keeps_open:
+                assert script.idle_connections(target, is_over, 1)["idle_at_the_end"] == 20
+            else:
+                with pytest.raises(SystemExit, match="0 of 20 idle connections were open"):
+                    script.idle_connections(target, is_over, 1)
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
 
 
 def test_table_beside_hostile_clients_matches_results(benchmark_script):

@@ -89,6 +89,26 @@ def test_leaves_find_one_changed_value(modules, tmp_path):
     assert snapshot.difference(expected, {}) == "run.json/epochs is nothing, not 1"
 
 
+def test_leaves_have_no_times_and_no_checksum_of_them(modules, tmp_path):
+    snapshot = modules("faults_snapshot")
+    text = "# trials: 2; {} CPU minutes\n# best: 0.1\nmax_seconds = {}\n# checksum: {}\n"
+
+    def leaves(minutes, seconds, checksum, name="best.toml"):
+        (tmp_path / name).write_text(text.format(minutes, seconds, checksum))
+        return snapshot.leaves(tmp_path / name)
+
+    expected = {"best.toml:1": "# best: 0.1", "best.toml:2": "max_seconds = 3"}
+    assert leaves("0.00", 3, "12") == leaves("0.01", 3, "34") == expected
+    assert snapshot.difference(expected, leaves("0.00", 4, "56")) is not None
+    document = {"cpu_seconds": 0.0, "peak_mib": 1.5, "step_ms": 2, "items": 40, "checksum": "12"}
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text(json.dumps(document))
+        values = snapshot.leaves(tmp_path / name).values()
+        assert list(values) == ["40"]
+    (tmp_path / "b.json").write_text('{"items": 40, "checksum": "12"}')
+    assert list(snapshot.leaves(tmp_path / "b.json")) == ["b.json/items", "b.json/checksum"]
+
+
 def test_leaves_separate_tensors_from_metadata(modules, tmp_path):
     import torch
     from safetensors.torch import save_file
@@ -198,6 +218,37 @@ def test_updates_that_are_lost_or_changed_are_reported(modules, tmp_path, monkey
         ItemUpdates, "latest", lambda *given: dict(list(latest(*given).items())[1:])
     )
     assert found()[0].startswith("the first opening has ")
+
+
+@pytest.mark.parametrize(
+    ("memory", "count", "is_leak"),
+    [
+        (
+            [319.8, 321.4, 321.8, 321.9, 322.0, 322.1, 322.1, 322.2, 322.3, 322.3, 322.3],
+            2000,
+            False,
+        ),
+        ([300.0, 340.0, *[350.0] * 9], 2000, False),  # caches
+        ([300.0 + number for number in range(11)], 2000, True),  # 5 KiB a request
+        ([300.0 + number for number in range(11)], 20_000, False),
+        ([300.0 + 10 * number for number in range(11)], 20_000, True),
+        ([300.0] * 10 + [303.0], 400, True),
+    ],
+)
+def test_memory_growth_by_requests(modules, memory, count, is_leak):
+    assert bool(modules("faults_requests").memory_growth(memory, count)) == is_leak
+
+
+@pytest.mark.parametrize(
+    ("took", "problem"),
+    [
+        ([5.0] * 97 + [120.0, 300.0, 999.0], None),
+        ([5.0] * 94 + [101.0] * 6, "6 of 100 probes took more than 100 ms"),
+        ([5.0] * 99 + [1001.0], "a probe took 1001 ms"),
+    ],
+)
+def test_probe_problem_by_times(modules, took, problem):
+    assert modules("faults_requests").probe_problem(took) == problem
 
 
 def test_slow_commands_have_one_case_where_others_have_three(modules):

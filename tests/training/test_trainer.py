@@ -424,6 +424,22 @@ def test_validation_by_steps_is_the_same_after_interruptions(tmp_path, tables):
     assert [line["step"] for line in logged] == [3, 6, 9, 12, 15, 16]
 
 
+def test_signal_after_a_checkpoint_leaves_the_one_before_it(tmp_path):
+    """It arrives while the second of three epochs, of 8 steps each, is validated."""
+    calls = []
+
+    def validate(model):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return weight_sum(model)
+
+    with pytest.raises(Interrupted, match="stopped at step 16"):
+        make_trainer(tmp_path, settings={"epochs": 3}, validate=validate).run()
+    steps = [read_checkpoint(tmp_path / name).meta["state"]["step"] for name in (LAST, PREVIOUS)]
+    assert steps == [16, 8]
+
+
 def test_early_stopping_counts_validations_by_steps(tmp_path):
     settings = {"epochs": 50, "patience": 2, "validate_every_steps": 3, "keep": "none"}
     trainer = make_trainer(tmp_path, settings=settings, validate=scripted([0.3, 0.2, 0.1]))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from candid.errors import CandidError, ConfigError
+from candid.temporary import TemporaryFolder
 
 INTERRUPTED: Final = 130
 LAUNCHER: Final = "CANDID_LAUNCHER"
@@ -51,10 +52,11 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // num_processes)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is a page long
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    folder = TemporaryFolder("launch")  # The agent leaves its own behind.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -64,6 +66,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder.path)),
     )
     verb = next(iter(arguments), "")
     agent: Any = elastic_launch(config, sys.executable)
@@ -83,6 +86,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
             f"memory, {ADVICE.get(verb, 'use fewer processes')}"
         ) from None
     finally:
+        folder.remove()
         del os.environ[LAUNCHER]
         logging.disable(logging.NOTSET)
     return 0

@@ -148,6 +148,7 @@ class Trainer:
         self._seed = seed
         self._start = start
         self._trackers: list[Tracker] = []
+        self._saved_step: int | None = None
 
     @property
     def candidate_loss(self) -> ObjectiveWithSampler | None:
@@ -318,6 +319,7 @@ class Trainer:
         for tracker in self._trackers:
             tracker.flush()
         self._checkpoints.save_last()
+        self._saved_step = self.state.step
 
     def _validate(self) -> None:
         assert self.validate is not None
@@ -377,7 +379,8 @@ class Trainer:
             )
 
     def _interrupt(self) -> None:
-        self._save_last()
+        if self._saved_step != self.state.step:  # The checkpoint before it stays.
+            self._save_last()
         # A process that ends earlier would end rank 0 while it writes.
         self.group.barrier()
         path = self._checkpoints.last_path

@@ -23,6 +23,7 @@ from candid.study import read_records, read_users
 from candid.study.datasets import SETTINGS, read_synthetic_manifest
 from candid.study.folder import LOCKS, STUDY, read_study_manifest
 from candid.study.records import RECORDS
+from candid.study.user_values import USERS
 from candid.training import BEST, LAST, PREVIOUS, RUN, SHARDS
 from candid.training.shard_files import SHARED, read_shard_manifest
 from candid.tuning.loop import FOLDERS
@@ -142,6 +143,8 @@ def _study(folder: Path) -> Iterator[tuple[Path, Check]]:
     yield path, lambda: fault_of(path, lambda: read_study_manifest(folder))
     if _exists(folder / RECORDS):
         yield from _records(folder)
+    elif any((folder / USERS).glob("*.npz")):  # A line is written after its values.
+        yield folder / RECORDS, lambda: MISSING
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, Check]]:
