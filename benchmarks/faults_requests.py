@@ -32,7 +32,7 @@ RELOAD = 300.0
 """Seconds within which a reload is answered, with others before it."""
 ACCEPTED_ERRORS = (503, 507)
 LEVEL_MIB, LEAK_KIB = 2.0, 4.0
-"""Growth of memory that is no leak: MiB of a case, and KiB of a request in a long one."""
+"""Growth of memory that is allowed: MiB of a case, and KiB of a request in a long one."""
 HEADS = (
     b"", b"\r\n", b"\r\n" * 2000, b"\x00" * 100, b"\x16\x03\x01\x02\x00\x01\x00", b"GET", b"GET /",
     b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET  /  HTTP/1.1\r\nhost: x\r\n\r\n",
