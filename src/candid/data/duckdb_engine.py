@@ -18,7 +18,13 @@ from candid.data import parts
 from candid.data.columns import RawTable
 from candid.data.config import DataConfig
 from candid.data.dataset_files import check_num_ids
-from candid.data.engine import MemoryLimit, NumberedRows, size_text, sort_events
+from candid.data.engine import (
+    BYTES_PER_ROW,
+    MemoryLimit,
+    NumberedRows,
+    size_text,
+    sort_events,
+)
 from candid.data.parts import Parts, StoredParts, whole_users
 from candid.data.readers import collect
 from candid.data.readers.files import is_disk_full
@@ -51,6 +57,7 @@ class DuckDBEngine:
         self._folder, self._limit, self._origin = folder, limit, config.origin
         self._rows = folder / "rows.parquet"
         self._ids_bytes = 0
+        self._user_bytes = 0
 
     def number(self, table: RawTable, query: pl.LazyFrame, config: DataConfig) -> NumberedRows:
         """Read the rows and number their users and items by ascending source id."""
@@ -65,8 +72,9 @@ class DuckDBEngine:
         names = [name for name in ("time", "order") if name in self._schema]
         counts = [f"count(*) - count({_quoted(name)})" for name in names]
         with self._connection() as connection:
-            self._users = self._distinct(connection, "user")
-            self._items = self._distinct(connection, "item")
+            self._users, largest_user = self._distinct(connection, "user")
+            self._items, _ = self._distinct(connection, "item")
+            self._reserve_largest_user(*largest_user)
             num_rows, *nulls = connection.execute(
                 f"SELECT {', '.join(['count(*)', *counts])} FROM {_files(self._rows)}"
             ).fetchall()[0]
@@ -89,17 +97,22 @@ class DuckDBEngine:
         folder.mkdir()
         return StoredParts(folder, frames, self._sort_files)
 
-    def _distinct(self, connection: duckdb.DuckDBPyConnection, name: str) -> pl.Series:
-        """Return the source ids of a column, ascending.
+    def _distinct(
+        self, connection: duckdb.DuckDBPyConnection, name: str
+    ) -> tuple[pl.Series, tuple[Any, int]]:
+        """Return the source ids of a column, ascending, and that with most rows with their number.
 
         Raises:
             DataError: there are too many.
             CandidError: they do not fit into the limit of memory.
         """
-        query = f"SELECT DISTINCT {_quoted(name)} FROM {_files(self._rows)}"
-        count = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0][0]
+        query = f"SELECT {_quoted(name)}, count(*) AS n FROM {_files(self._rows)} GROUP BY 1"
+        count, largest, num_rows = connection.execute(
+            f"SELECT count(*), arg_max({_quoted(name)}, n), max(n) FROM ({query})"
+        ).fetchall()[0]
         check_num_ids(count, f"{name}s", self._origin)
         schema = {name: self._schema[name]}
+        query = f"SELECT DISTINCT {_quoted(name)} FROM {_files(self._rows)}"
         rows = pl.concat([pl.DataFrame(schema=schema), *_batches(connection, query, schema)])
         source_ids = rows.to_series()
         self._ids_bytes += source_ids.estimated_size() + count * BYTES_PER_ID
@@ -110,7 +123,24 @@ class DuckDBEngine:
                 f"memory, more than the limit of {size_text(self._limit.size)}; set memory_limit "
                 "(--memory-limit) to more"
             )
-        return source_ids.sort()
+        return source_ids.sort(), (largest, num_rows or 0)
+
+    def _reserve_largest_user(self, user: Any, num_rows: int) -> None:
+        """Set memory aside for the rows of the largest user, which stand in one part.
+
+        Raises:
+            CandidError: they do not fit into the limit of memory.
+        """
+        # ``FIXED_BYTES`` has a part of the usual size.
+        self._user_bytes = max(num_rows - parts.PART_ROWS, 0) * BYTES_PER_ROW
+        needed = FIXED_BYTES + self._ids_bytes + self._user_bytes + MIN_SHARE
+        if needed > self._limit.size:
+            raise CandidError(
+                f"user {user!r} of {self._origin} has {num_rows:,} rows, which are in memory at "
+                f"once: that needs about {size_text(needed)}, more than the limit of "
+                f"{size_text(self._limit.size)}; set memory_limit (--memory-limit) to more, or "
+                "leave the user out of the files"
+            )
 
     def _sort_rows(self, keys: Sequence[str], num_types: int | None) -> Iterator[pl.DataFrame]:
         """Yield the rows with ids, sorted, in batches."""
@@ -165,7 +195,8 @@ class DuckDBEngine:
         """Yield a connection within the limit of memory; its errors become one sentence."""
         import duckdb
 
-        share = max(self._limit.size - FIXED_BYTES - self._ids_bytes, MIN_SHARE)
+        reserved = FIXED_BYTES + self._ids_bytes + self._user_bytes
+        share = max(self._limit.size - reserved, MIN_SHARE)
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{share // 2**20}MiB",
             "temp_directory": str(self._folder / "duckdb"),
