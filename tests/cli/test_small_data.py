@@ -149,7 +149,8 @@ def check_numbers(value, place=""):
             check_numbers(inner, f"{place}.{key}")
         if value.get("low") is not None:
             middle = value.get("value", value.get("difference"))
-            assert value["low"] - 1e-9 <= middle <= value["high"] + 1e-9, place
+            # The NLL of a certain prediction is 0 up to the rounding of float32.
+            assert value["low"] - 1e-6 <= middle <= value["high"] + 1e-6, place
             assert "difference" in value or value["low"] >= 0, place
         for name, inner in value.items():
             if re.match(r"(ndcg|recall|precision|map|mrr|hit_rate)@", name):
