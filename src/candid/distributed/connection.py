@@ -24,10 +24,11 @@ from candid.distributed.failures import (
 )
 from candid.distributed.group import REASON_SECONDS, TIMEOUT_SECONDS, Group, short_reason
 from candid.distributed.heartbeat import Heartbeat, wait_for_value, within
+from candid.distributed.start import agree_on_start
 from candid.distributed.watchdog import Watchdog
 
 CONNECT_SECONDS: Final = 600.0
-"""Longest wait for the store, which the launcher or rank 0 opens."""
+"""Longest wait for the store, which the launcher or rank 0 opens, and for the other processes."""
 
 STORE_SECONDS: Final = 10.0
 """Longest wait for the store when this process ends."""
@@ -96,6 +97,8 @@ class _Connection:
 
 
 _store: Any = None
+_start = ""
+"""Prefix of all keys of this start."""
 _uses = 0
 _connection: _Connection | None = None
 _group: Group | None = None
@@ -313,25 +316,27 @@ def _open(timeout_seconds: float, closers: ExitStack) -> Group:
 
 
 def _connect(environment: Environment) -> _Connection:
-    global _store, _uses
+    global _store, _start, _uses
+    rank, world_size = environment.rank, environment.world_size
     if _store is None:
         try:
-            _store, _, _ = next(
+            store, _, _ = next(
                 iter(_dist.rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS)))
             )
+            _start = agree_on_start(store, rank, world_size, CONNECT_SECONDS)
         except (RuntimeError, ValueError) as error:
             raise ProcessGroupError(
-                f"process {environment.rank} cannot reach the store of its launcher at "
+                f"process {rank} cannot reach the store of its launcher at "
                 f"MASTER_ADDR and MASTER_PORT ({short_reason(error)}): check both"
             ) from error
-    # Each use has keys of its own: a process may train several models, one after the other, and
-    # torchrun may start it again beside the same store.
+        _store = store
+    # Each use has keys of its own: a process may train several models, one after the other.
     _uses += 1
-    prefix = f"candid-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-{_uses}"
+    prefix = f"candid-{_start}-{_uses}"
     store = _dist.PrefixStore(prefix, _store)
     # Threads read through a connection of its own, while another call may wait.
     other = _dist.PrefixStore(prefix, _clone(_store))
-    board, heartbeat = FailureBoard(other, environment.rank), Heartbeat(other, environment.rank)
+    board, heartbeat = FailureBoard(other, rank), Heartbeat(other, rank)
     return _Connection(environment, store, board, heartbeat)
 
 
