@@ -43,7 +43,7 @@ def test_damaged_times_and_starts_are_replaced(tmp_path, monkeypatch):
     times = json.loads((tmp_path / TIMINGS).read_text())
     [starts] = (tmp_path / "cells").rglob(STARTS)
     counted = starts.read_text()
-    assert json.loads(counted)["count"] == 0  # a signal is no kill
+    assert json.loads(counted)["count"] == 0  # a signal does not count
     for content in (DEEP, b"[1]", json.dumps({name: "x" for name in times}).encode()):
         (tmp_path / TIMINGS).write_bytes(content)
         starts.write_bytes(content)
