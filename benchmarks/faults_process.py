@@ -292,6 +292,7 @@ class _Rank:
                 os.setsid()
                 os.environ.clear()
                 os.environ.update(environment)
+                _close_sockets()  # A killed launcher would seem to live on in its store.
                 return candid_code(arguments)
 
             _in_child(child)
@@ -311,6 +312,14 @@ class _Rank:
                 raise subprocess.TimeoutExpired("candid", timeout or HANG)
             time.sleep(0.01)
         return code
+
+
+def _close_sockets() -> None:
+    """Close the sockets of the parent, as a new process does."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                os.close(int(name))
 
 
 def fork_ranks() -> None:

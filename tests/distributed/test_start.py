@@ -1,6 +1,12 @@
 """Processes that find each other in a store with the keys of earlier starts."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -35,6 +41,43 @@ def start(store, world_size, missing=(), seconds=20):
     with ThreadPoolExecutor(world_size) as pool:
         calls = [pool.submit(agree_on_start, store, rank, world_size, seconds) for rank in ranks]
     return [call.exception() or call.result() for call in calls]
+
+
+CONNECTS = """
+import signal, sys
+from candid.cli import _on_terminate
+from candid.distributed.connection import connected
+signal.signal(signal.SIGTERM, _on_terminate)
+print("connecting", flush=True)
+with connected():
+    pass
+"""
+
+
+def test_process_without_its_store_ends_on_sigterm():
+    """As one whose launcher was killed before the process had connected."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]  # Nothing listens there after the block.
+    variables = {
+        "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONNECTS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | variables,
+    )
+    try:
+        assert process.stdout.readline() == b"connecting\n"
+        time.sleep(2)
+        process.terminate()
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])

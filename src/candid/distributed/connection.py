@@ -24,7 +24,7 @@ from candid.distributed.failures import (
 )
 from candid.distributed.group import REASON_SECONDS, TIMEOUT_SECONDS, Group, short_reason
 from candid.distributed.heartbeat import Heartbeat, wait_for_value, within
-from candid.distributed.start import agree_on_start
+from candid.distributed.start import agree_on_start, ended_by_sigterm
 from candid.distributed.watchdog import Watchdog
 
 CONNECT_SECONDS: Final = 600.0
@@ -320,9 +320,10 @@ def _connect(environment: Environment) -> _Connection:
     rank, world_size = environment.rank, environment.world_size
     if _store is None:
         try:
-            store, _, _ = next(
-                iter(_dist.rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS)))
-            )
+            with ended_by_sigterm():
+                store, _, _ = next(
+                    iter(_dist.rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS)))
+                )
             _start = agree_on_start(store, rank, world_size, CONNECT_SECONDS)
         except (RuntimeError, ValueError) as error:
             raise ProcessGroupError(

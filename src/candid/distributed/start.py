@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from candid.distributed.failures import ProcessGroupError
@@ -57,6 +60,24 @@ def agree_on_start(store: StartStore, rank: int, world_size: int, seconds: float
     if isinstance(outcome, BaseException):
         raise outcome
     return outcome
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process at once in the block, where no handler of Python can run.
+
+    A process whose launcher was killed gets this signal, and its store is gone.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if is_main else None
+    if before is None:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _outcome(
