@@ -263,6 +263,7 @@ def table(result: dict[str, Any] | None) -> str:
         f"{result['load_average']:g}.",
         "",
         *verdicts(result["phases"]),
+        *idle_note(result["phases"]["idle"]["load"]),
         "",
         "| beside | sampled | answered | refused or failed | p50, ms | p99, ms | largest, ms |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -275,6 +276,18 @@ def table(result: dict[str, Any] | None) -> str:
                 f"{ms['p50']:.1f} | {ms['p99']:.1f} | {ms['max']:.1f} |"
             )
     return "\n".join([*lines, ""])
+
+
+def idle_note(load: dict[str, Any]) -> list[str]:
+    """Return a line about idle connections that were closed within the phase; none: all stayed."""
+    left, idle = load["idle_at_the_end"], load["idle"]
+    if left == idle:
+        return []
+    return [
+        "- The idle connections of this run sent nothing, and the server closes such ones after "
+        f"10 s: {left:,} of {idle:,} were open at the end of that phase. The benchmark now keeps "
+        "them open with a first request."
+    ]
 
 
 def with_table(content: str) -> str:

@@ -49,6 +49,9 @@ def test_load_loses_no_request_and_the_texts_match_results():
     decided = (ROOT / "docs" / "decisions.md").read_text().replace("\n", " ")
     stated = f"p99 was {result['in_a_thread']['ms']['p99']:.0f} ms with a thread for the model and"
     assert f"{stated} {highest['ms']['p99']:.0f} ms without" in decided
+    page = (ROOT / "docs" / "benchmarks" / "serve.md").read_text().replace("\n", " ")
+    has_protections = result.get("protections") is not None
+    assert ("With them it is not measured yet" in page) != has_protections
     assert highest["ms"]["p99"] < 15
     assert result["two_processes"]["ms"]["p99"] < 15
     assert highest["repeats"] >= 3
@@ -147,6 +150,12 @@ def test_requests_and_probes_are_answered_in_time_beside_hostile_clients(benchma
         assert found["statuses"] == {"200": found["count"]}
     assert result["phases"]["reloads"]["load"]["reloads"]["200"] > 0
     assert result["phases"]["malformed"]["load"]["server_errors"] == 0
+
+
+def test_idle_connections_that_were_closed_are_stated(benchmark_script):
+    note = benchmark_script("serve_edge").idle_note
+    assert note({"idle": 2000, "idle_at_the_end": 2000}) == []
+    assert "1,999 of 2,000 were open" in note({"idle": 2000, "idle_at_the_end": 1999})[0]
 
 
 RELOADS = "reloads, 50 requests a second."
