@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import httpx
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from candid.checksums import write_sealed_json
 from candid.config import parse_config
 from candid.data import PreparedDataset, Role, open_dataset
-from candid.runs import train_run
+from candid.index import UsearchIndex, write_snapshot
+from candid.runs import load_run, model_fingerprint, train_run
 from candid.serve.bundle import open_bundle
 from candid.serve.config import ServeConfig
 from candid.serve.model_version import ModelVersion
@@ -126,6 +131,44 @@ def runs(tmp_path_factory) -> Runs:
     for name, recipe in (("films", FILMS), ("by-user", BY_USER)):
         train_run(parse_config(recipe, name), data, root / name)
     return Runs(root / "films", root / "by-user")
+
+
+@pytest.fixture(scope="session")
+def write_index(runs):
+    """Writes an index of USearch into the folder of a copy of the run ``films``."""
+
+    def write(folder: Path) -> None:
+        run = load_run(folder, runs.films.parent / "data", apply_threads=False)
+        _, vectors = run.item_vectors()
+        config = UsearchIndex.Config()
+        write_snapshot(
+            folder / "index",
+            config.build(torch.from_numpy(vectors)),
+            torch.from_numpy(vectors),
+            run.dataset.items["source_id"],
+            config=config,
+            fingerprint=model_fingerprint(run),
+        )
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def damage_index():
+    """Breaks the graph of an index and corrects its checksum, as a faulty library would do."""
+
+    def damage(folder: Path) -> None:
+        path = next(folder.glob("index-*.bin"))
+        content = bytearray(path.read_bytes())
+        begin = len(content) * 3 // 10
+        content[begin:] = b"\x7f" * (len(content) - begin)
+        path.unlink()  # Not in place: a server may have mapped the file.
+        path.write_bytes(content)
+        manifest = json.loads((folder / "index.json").read_text())
+        manifest["files"]["index"]["sha256"] = hashlib.sha256(content).hexdigest()
+        write_sealed_json(folder / "index.json", manifest)
+
+    return damage
 
 
 @pytest.fixture(scope="session")

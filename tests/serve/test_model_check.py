@@ -1,6 +1,5 @@
 """Checks of models in a process of their own: crashes, time limit, changed files, reloads."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,10 +11,7 @@ import time
 import pytest
 import torch
 
-from candid.checksums import write_sealed_json
 from candid.errors import ArtifactError
-from candid.index import UsearchIndex, write_snapshot
-from candid.runs import load_run, model_fingerprint
 from candid.serve import model_check
 from candid.serve.config import ServeConfig
 from candid.serve.errors import RequestError
@@ -31,23 +27,12 @@ pytestmark = pytest.mark.campaign  # Each check starts Python and imports torch.
 
 
 @pytest.fixture(name="files")
-def _files(runs, tmp_path):
+def _files(runs, write_index, tmp_path):
     """A copy of the run that a test may damage, with an index of USearch."""
     folder = tmp_path / "films"
     shutil.copytree(runs.films, folder)
-    data = runs.films.parent / "data"
-    run = load_run(folder, data, apply_threads=False)
-    _, vectors = run.item_vectors()
-    config = UsearchIndex.Config()
-    write_snapshot(
-        folder / "index",
-        config.build(torch.from_numpy(vectors)),
-        torch.from_numpy(vectors),
-        run.dataset.items["source_id"],
-        config=config,
-        fingerprint=model_fingerprint(run),
-    )
-    return ModelFiles(folder, data=data)
+    write_index(folder)
+    return ModelFiles(folder, data=runs.films.parent / "data")
 
 
 def load(files, **settings):
@@ -67,20 +52,6 @@ def reload_reason(models):
     return caught.value.message
 
 
-def damage_index(files):
-    """Break the graph of the index and correct its checksum, as a faulty library would write it."""
-    folder = files.run / "index"
-    path = next(folder.glob("index-*.bin"))
-    content = bytearray(path.read_bytes())
-    begin = len(content) * 3 // 10
-    content[begin:] = b"\x7f" * (len(content) - begin)
-    path.unlink()  # Not in place: the server has mapped the file.
-    path.write_bytes(content)
-    manifest = json.loads((folder / "index.json").read_text())
-    manifest["files"]["index"]["sha256"] = hashlib.sha256(content).hexdigest()
-    write_sealed_json(folder / "index.json", manifest)
-
-
 def replace_check(monkeypatch, folder, code):
     """Let checks run another program."""
     (folder / "other_check.py").write_text(code)
@@ -88,9 +59,9 @@ def replace_check(monkeypatch, folder, code):
     monkeypatch.setattr(model_check, "MODULE", "other_check")
 
 
-def test_index_that_crashes_its_library_fails_the_reload_only(files, caplog):
+def test_index_that_crashes_its_library_fails_the_reload_only(files, damage_index, caplog):
     models, metrics = load(files)
-    damage_index(files)
+    damage_index(files.run / "index")
     assert "in a process of its own crashed (SIG" in reload_reason(models)
     [record] = [r for r in caplog.records if r.getMessage() == "model check crashed"]
     assert any("usearch" in place for place in record.fields["at"])

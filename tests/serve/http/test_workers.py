@@ -1,4 +1,7 @@
-"""A server of several processes: updates, reloads, deaths and signals reach all of them."""
+"""A server of several processes: updates, reloads, deaths and signals reach all of them.
+
+One short test of each kind is part of the usual tests; the others start more processes.
+"""
 
 import collections
 import contextlib
@@ -163,7 +166,7 @@ class Load:
             thread.join()
 
 
-@pytest.mark.campaign
+@pytest.mark.slow
 def test_updates_are_seen_by_all_workers(server):
     assert put(server, 900, "First") == (200, {"model": "films", "item": 900, "outcome": "added"})
     [(status, item)] = server.everywhere("GET", "/v1/items/900")
@@ -258,7 +261,7 @@ def test_failed_reload_keeps_the_version_of_all_workers(server, runs):
     assert versions(server) == {version}
 
 
-@pytest.mark.campaign
+@pytest.mark.slow
 def test_update_on_a_full_disk_is_refused_and_changes_nothing(server):
     assert put(server, 901, "Before")[0] == 200
     size = (server.folder / "updates.jsonl").stat().st_size
@@ -272,6 +275,40 @@ def test_update_on_a_full_disk_is_refused_and_changes_nothing(server):
     [(_, item)] = server.everywhere("GET", "/v1/items/901")
     assert item["title"] == "Before"
     assert put(server, 901, "After")[0] == 200
+
+
+@pytest.mark.slow
+def test_index_that_crashes_its_library_is_refused_on_reload(
+    server, runs, write_index, damage_index, tmp_path
+):
+    shutil.copytree(runs.films, tmp_path / "films")
+    write_index(tmp_path / "films")
+    damage_index(tmp_path / "films" / "index")
+    before = versions(server)
+    link = server.folder / "films"
+    link.unlink()
+    link.symlink_to(tmp_path / "films")
+    try:
+        status, answer = server.send("POST", "/v1/admin/reload")
+    finally:
+        link.unlink()
+        link.symlink_to(runs.films)
+    assert (status, answer["error"]["code"]) == (409, "reload_failed")
+    assert "in a process of its own crashed (SIG" in answer["error"]["message"]
+    assert versions(server) == before
+
+
+@pytest.mark.slow
+def test_killed_worker_starts_again_with_all_updates(server):
+    assert put(server, 903, "Before")[0] == 200
+    ready = len(server.lines("worker ready"))
+    killed = server.pid(1)
+    os.kill(killed, signal.SIGKILL)
+    server.wait_for("worker ready", count=ready + 1)
+    assert server.pid(1) != killed
+    [(status, item)] = server.everywhere("GET", "/v1/items/903")
+    assert (status, item["title"]) == (200, "Before")
+    assert server.lines("worker ended")[-1]["reason"] == "SIGKILL"
 
 
 @pytest.mark.campaign
