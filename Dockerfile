@@ -27,7 +27,8 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1
 USER 10001
-# Port 8001 answers probes in a thread that no request delays; it needs no key, so do not publish it.
+# Port 8001 answers probes from a process of their own, which no load delays; it needs no key, so do
+# not publish it.
 EXPOSE 8000
 # SIGTERM finishes open requests and stops, SIGHUP reloads the models.
 STOPSIGNAL SIGTERM
