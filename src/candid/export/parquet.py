@@ -71,4 +71,6 @@ def write_parquet(
         return iter(frames)
 
     rows = register_io_source(source, schema=pl.Schema(schema))
-    rows.sink_parquet(path, metadata=dict(metadata))
+    # Polars may create a path after it has raised, and the file would stay.
+    with path.open("wb") as file:
+        rows.sink_parquet(file, metadata=dict(metadata))

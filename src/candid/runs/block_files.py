@@ -136,9 +136,11 @@ class BlockFiles:
     def _join(self, blocks: Sequence[int], path: Path) -> None:
         files = [self._block(number) for number in blocks]
         if self._out.suffix == ".parquet":
-            pl.scan_ipc(files, glob=False).sink_parquet(
-                path, row_group_size=ROW_GROUP, maintain_order=True
-            )
+            # Polars may create a path after it has raised, and the file would stay.
+            with path.open("wb") as stream:
+                pl.scan_ipc(files, glob=False).sink_parquet(
+                    stream, row_group_size=ROW_GROUP, maintain_order=True
+                )
             return
         with path.open("wb") as stream:
             if self._out.suffix == ".csv":

@@ -330,7 +330,9 @@ def _stream(path: Path, chunks: Iterator[pl.DataFrame]) -> None:
 
     with replacing(path) as temporary:
         try:
-            register_io_source(source, schema=first.schema).sink_parquet(temporary)
+            # Polars may create a path after it has raised, and the file would stay.
+            with temporary.open("wb") as file:
+                register_io_source(source, schema=first.schema).sink_parquet(file)
         except pl.exceptions.ComputeError as error:
             # Polars wraps errors of the operating system (a full disk) in its own class.
             if "os error" not in str(error):

@@ -237,6 +237,7 @@ from candid.serve.server_status import ServerStatus
 status = ServerStatus(clock=lambda: time.monotonic() - float(sys.argv[1]))
 probes = ProbeProcess(bind("127.0.0.1", 0, "--probe-port"), status, lambda: b"a 1\\n")
 probes.start()
+status.beat()
 status.not_ready = None
 print(probes.address[1], flush=True)
 while True:
