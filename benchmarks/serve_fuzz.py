@@ -9,7 +9,8 @@ cut, endless or garbled, several lengths, broken chunks, pipelined requests, oth
 request without an answer, an answer of 5xx (except 503, for lack of time, and 507, for lack of
 space), or an error without the form {"error": {code, message, field}} is a finding; so is a
 connection that stays open, and memory that keeps growing between the second and the last part of
-the requests.
+the requests. The resident memory contains what malloc keeps of freed memory, so the memory in use
+is measured as well.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import server_memory
 from candid.serve.config import ServeConfig
 from serve_load import ADMIN, Connection, resident_mib, start_server
 
@@ -312,15 +315,28 @@ def _is_failure(body: bytes) -> bool:
 
 
 def send_mutated(
-    address: str, pid: int, count: int, seed: int, key: str = ADMIN, changes: bool = False
+    address: str,
+    pid: int,
+    count: int,
+    seed: int,
+    key: str = ADMIN,
+    changes: bool = False,
+    measure: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Send ``count`` mutated requests; return the answers, and memory after each tenth of them."""
+    """Send ``count`` mutated requests; return the answers, and memory after each tenth of them.
+
+    ``measure`` returns the memory in use, which is recorded as well.
+    """
     host, port = address.removeprefix("http://").split(":")
-    rng, memory = random.Random(seed), [resident_mib(pid)["RssAnon"]]
+    rng, memory, in_use = random.Random(seed), list[float](), list[dict[str, float]]()
 
     def on_progress(done: int) -> None:
         if done % max(1, count // 10) == 0:
             memory.append(resident_mib(pid)["RssAnon"])
+            if measure is not None:
+                in_use.append(measure())
+
+    on_progress(0)
 
     began = time.perf_counter()
     make = lambda: request(rng, key, changes)  # noqa: E731
@@ -340,6 +356,7 @@ def send_mutated(
         "other_forms": other,
         "findings": findings[:20],
         "anonymous_mib": memory,
+        "in_use": in_use,
     }
 
 
@@ -506,7 +523,16 @@ def main() -> None:
 
         run = make_run(given.out, num_items=5000, num_users=2000, steps=30, features=True)
     settings = [part for limit in RAW_LIMITS for part in ("--set", limit)]
-    with start_server(str(run), "--quiet", *settings) as (process, address):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_server(
+            str(run),
+            "--quiet",
+            *settings,
+            program=server_memory.PROGRAM,
+            **server_memory.environment(file := Path(folder) / "memory.jsonl"),
+        ) as (process, address),
+    ):
         result: dict[str, Any] = {
             "command": f"python benchmarks/serve_fuzz.py --requests {given.requests}",
             "python": platform.python_version(),
@@ -517,7 +543,12 @@ def main() -> None:
         result["schemathesis"] = run_schemathesis(address, given.examples)
         result["memory_mib_between"] = resident_mib(process.pid)
         result["fuzzer"] = send_mutated(
-            address, process.pid, given.requests, given.seed, changes=True
+            address,
+            process.pid,
+            given.requests,
+            given.seed,
+            changes=True,
+            measure=partial(server_memory.in_use, process.pid, file),
         )
         result["broken_http"] = send_raw(address, given.raw, given.seed)
         result["memory_mib_after"] = resident_mib(process.pid)

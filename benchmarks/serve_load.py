@@ -40,6 +40,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "serve_load.json"
 DOCS = ROOT / "docs" / "benchmarks" / "serve.md"
 ADMIN = "benchmark"
 READ = "reader"
+PROGRAM = "from candid.cli import main; main()"
 PROTECTIONS = (
     "--probe-port", "0", "--allowed-host", "localhost", "--allowed-host", "127.0.0.1",
     "--trusted-proxy", "127.0.0.1", "--set", "rate=10000", "--set", "burst=10000",
@@ -252,10 +253,10 @@ def recommend_requests(sampled: Sequence[Sequence[int]]) -> list[bytes]:
 
 @contextlib.contextmanager
 def start_server(
-    *arguments: str, **environment: str
+    *arguments: str, program: str = PROGRAM, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run ``candid serve`` in a process; yield the process and its address once it answers."""
-    with start_logged_server(*arguments, **environment) as (process, lines):
+    with start_logged_server(*arguments, program=program, **environment) as (process, lines):
         yield process, lines[-1]["address"]
 
 
@@ -272,10 +273,9 @@ def start_protected_server(
 
 @contextlib.contextmanager
 def start_logged_server(
-    *arguments: str, **environment: str
+    *arguments: str, program: str = PROGRAM, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], list[dict[str, Any]]]]:
     """Run ``candid serve`` in a process; yield it and its log up to the line of its address."""
-    program = "from candid.cli import main; main()"
     command = [sys.executable, "-c", program, "serve", *arguments, "--port", "0"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, env=os.environ | {"CANDID_ADMIN_KEY": ADMIN} | environment

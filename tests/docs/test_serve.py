@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -37,6 +40,42 @@ def test_figures_of_malformed_requests_match_results():
     assert stated in docs.replace("\n", " ")
     assert memory[-1] < 1.05 * memory[2]
     assert found["broken_http"]["findings"] == 0
+
+
+HOLDER = """
+import sys
+import server_memory
+server_memory.write_at_signal()
+held = []
+for line in sys.stdin:
+    held = [bytes(70_000) for _ in range(int(line))] + [[] for _ in range(10 * int(line))]
+    print("done", flush=True)
+"""
+
+
+def test_memory_in_use_leaves_out_what_was_freed(benchmark_script, tmp_path):
+    script = benchmark_script("server_memory")
+    file = tmp_path / "memory.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | script.environment(file),
+    ) as process:
+
+        def hold(count):
+            process.stdin.write(f"{count}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+            return script.in_use(process.pid, file)
+
+        before, held, after = hold(0), hold(1000), hold(0)
+        process.stdin.close()
+    mebibytes = 70_000 * 1000 / 2**20
+    assert held["malloc_in_use_mib"] - before["malloc_in_use_mib"] == pytest.approx(mebibytes, 0.02)
+    assert held["python_blocks"] - before["python_blocks"] >= 10_000
+    assert after["malloc_in_use_mib"] == pytest.approx(before["malloc_in_use_mib"], abs=0.5)
 
 
 def test_load_loses_no_request_and_the_texts_match_results():
