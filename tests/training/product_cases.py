@@ -63,6 +63,11 @@ CASES = {
     for correction, loss in losses().items()
     if is_defined(loss, sampler)
 }
+CASES |= {
+    f"{name}; refined, context": cases.case(cases.softmax(), sampler, "context")
+    for name, sampler in SAMPLER_SETTINGS.items()
+    if is_defined(cases.softmax(), sampler)
+}
 
 
 def run(rank):

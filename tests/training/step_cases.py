@@ -64,6 +64,19 @@ MODELS = {
         "item_tower": FEATURE_TOWER,
     },
 }
+MODELS["context"] = {
+    "query_tower": {
+        "type": "joined",
+        "dim": 8,
+        "hidden": [8],
+        "dropout": 0.2,
+        "towers": [
+            TRANSFORMER,
+            {"type": "context_features", "dim": 8, "field_dim": 4, "hidden": [8], "dropout": 0.3},
+        ],
+    },
+    "item_tower": {"type": "item_embedding", "dim": 8},
+}
 # Of the gradient cache alone: the norms and the temperature take part in its second pass.
 MODELS["cosine"] = MODELS["features"] | {"similarity": "cosine", "temperature": 0.1}
 MODELS["unit vectors"] = {
@@ -135,10 +148,21 @@ CASES = {
     "users": case(softmax(), MIXTURE, model="users"),
     "weights": case(softmax(), IN_BATCH, model="users", weights=True),
     "negatives": case(softmax(), UNIFORM, model="users", negatives=True),
+    "context": case(softmax(), MIXTURE, model="context", batches={"empty_histories": True}),
     "empty histories": case(softmax(), IN_BATCH, batches={"empty_histories": True}),
     "micro-batch": case(softmax(), MIXTURE, batches={"micro_batch": 1}),
     "micro-batch, features": case(
         softmax(), IN_BATCH, model="features", batches={"micro_batch": 2}
+    ),
+    "micro-batch, context": case(
+        softmax(),
+        MIXTURE,
+        model="context",
+        batches={"micro_batch": 2, "empty_histories": True},
+    ),
+    "micro-batch, gbce": case({"type": "gbce"}, UNIFORM, batches={"micro_batch": 2}),
+    "micro-batch, learnt partition": case(
+        {"type": "learnt_partition"}, IN_BATCH, batches={"micro_batch": 2}
     ),
     "row-wise tables": case(softmax(), IN_BATCH, training={"tables": "row_adagrad"}),
     "sparse gradients": case(softmax(), IN_BATCH, sparse=True),
@@ -191,9 +215,11 @@ SOME_CASES = [
     "memory, logq",
     "exact nearest",
     "learnt partition",
+    "context",
     "weights",
     "row-wise tables",
     "micro-batch, features",
+    "micro-batch, context",
 ]
 
 
@@ -249,6 +275,19 @@ def feature_table(num_rows):
     return FeatureTable({}, {}, values)
 
 
+class EventContext:
+    """A context whose features are those of the interaction, and whether one is before it."""
+
+    def __init__(self, num_rows):
+        self.table = feature_table(num_rows)
+
+    def at(self, events, has_last):
+        rows = torch.from_numpy(events)
+        values = {name: values.take(rows) for name, values in self.table.values.items()}
+        sizes = values["size"].values * torch.from_numpy(has_last)[:, None]
+        return values | {"size": Numbers(sizes)}
+
+
 def build(registry, settings, argument):
     rest = {key: value for key, value in settings.items() if key != "type"}
     return registry[settings["type"]].Config(**rest).build(argument)
@@ -257,12 +296,14 @@ def build(registry, settings, argument):
 def make_trainer(folder, settings, group):
     torch.manual_seed(0)
     dataset = make_dataset(**settings["data"])
+    events = EventContext(len(dataset.item_ids)) if settings["model"] == "context" else None
     context = TowerContext(
         NUM_USERS,
         NUM_ITEMS,
         20,
         item_features=feature_table(NUM_ITEMS),
         user_features=feature_table(NUM_USERS),
+        context_features=None if events is None else events.table,
         has_times=True,
         empty_histories=True,
     )
@@ -275,7 +316,9 @@ def make_trainer(folder, settings, group):
     training = {"log_every": 1, "clip_norm": None, "lr": 0.01, "warmup_steps": 0}
     return Trainer(
         model=model,
-        loader=Loader(dataset, BatchesConfig(**(batches | settings["batches"])), seed=0),
+        loader=Loader(
+            dataset, BatchesConfig(**(batches | settings["batches"])), seed=0, context=events
+        ),
         loss=build(LOSSES, settings["loss"], NUM_ITEMS),
         sampler=settings["sampler"] and build(SAMPLERS, settings["sampler"], counts),
         config=TrainingConfig(**(training | settings["training"])),

@@ -1,6 +1,7 @@
 """Differences between the steps of several processes and those of one, as numbers."""
 
 import math
+from itertools import islice
 
 from candid.distributed.exchange import RowRanges
 
@@ -13,16 +14,18 @@ def own_rows(whole, rows, rank, world_size):
     return whole[own.start : own.stop]
 
 
-def step_difference(results, expected):
+def step_difference(results, expected, num_steps=None):
     """Return the largest difference of losses, norms and gradients, over steps and processes.
 
     Args:
         results: of ``steps_of``, by rank.
         expected: that of one process.
+        num_steps: of the first steps only; None: of all.
     """
     largest = 0.0
     for rank, result in enumerate(results):
-        for step, one in zip(result["steps"], expected["steps"], strict=True):
+        steps = zip(result["steps"], expected["steps"], strict=True)
+        for step, one in islice(steps, num_steps):
             pairs = [(step[name], one[name]) for name in ("loss", "norm")]
             pairs += [(step["gradients"][name], g) for name, g in one["gradients"].items()]
             largest = max(largest, *(_difference(*pair, rank, len(results)) for pair in pairs))

@@ -6,17 +6,19 @@ import torch
 
 from candid.distributed import Group
 
-MODELS = ("histories", "cosine", "users")
+MODELS = ("histories", "context", "cosine", "users")
 OBJECTIVES = {
     "full softmax": ({"type": "full_softmax"}, None),
     "in-batch": (cases.softmax("logq"), cases.IN_BATCH),
     "mixture": (cases.softmax("refined"), cases.MIXTURE),
     "binary": ({"type": "bce"}, cases.UNIFORM),
+    "gbce": ({"type": "gbce"}, cases.UNIFORM),
+    "learnt partition": ({"type": "learnt_partition"}, cases.IN_BATCH),
 }
 
 
 def make_trainer(folder, model, objective, micro_batch, **training):
-    batches = {"micro_batch": micro_batch, "empty_histories": model == "histories"}
+    batches = {"micro_batch": micro_batch, "empty_histories": model in ("histories", "context")}
     settings = cases.case(*OBJECTIVES[objective], model, batches=batches, training=training)
     return cases.make_trainer(folder, settings, Group())
 
@@ -48,14 +50,23 @@ def test_gradient_equals_that_of_the_whole_batch(tmp_path, model, objective):
     assert float(whole[2]) > 0
 
 
-@pytest.mark.parametrize("model", ["histories", "users"])
-def test_whole_runs_have_equal_weights(tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        ("histories", "mixture"),
+        ("users", "mixture"),
+        ("context", "mixture"),
+        ("histories", "gbce"),
+        ("histories", "learnt partition"),
+    ],
+)
+def test_whole_runs_have_equal_weights(tmp_path, model, objective):
     weights = []
     for number, size in enumerate((None, 3)):
         folder = tmp_path / str(number)
         folder.mkdir()
         settings = {"epochs": 2, "clip_norm": 0.5, "average": 0.9, "patience": None}
-        trainer = make_trainer(folder, model, "mixture", size, **settings)
+        trainer = make_trainer(folder, model, objective, size, **settings)
         trainer.run()
         weights.append(trainer.model.state_dict())
     for name, value in weights[0].items():

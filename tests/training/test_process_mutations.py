@@ -7,8 +7,6 @@ import pytest
 import torch
 from step_differences import step_difference
 
-pytestmark = pytest.mark.campaign
-
 PROGRAM = Path(mutations.__file__)
 
 
