@@ -69,19 +69,21 @@ def wait_for_value(
     allowed = timeout_seconds + MARGIN
     while not wait.done.wait(LAST_WAIT):
         now = time.monotonic()
-        if now - wait.answered > allowed:
-            board.close()  # It would not answer either.
+        if now - wait.beaten <= allowed:
+            continue
+        wait.done.set()
+        if now - wait.answered > allowed / 2:
+            # No count arrives from a store that does not answer.
+            board.close()
             raise ProcessGroupError(
                 f"the store of the processes has not answered for {now - wait.answered:,.0f} s: "
                 "check the network and the machine of MASTER_ADDR, then start the command again"
             )
-        if now - wait.beaten > allowed:
-            wait.done.set()
-            raise ProcessGroupError(
-                f"process {rank} has given no sign of life for {now - wait.beaten:,.0f} s, and "
-                f"{timeout_seconds:g} s are allowed (training.timeout_seconds): check its machine, "
-                "then start the command again"
-            )
+        raise ProcessGroupError(
+            f"process {rank} has given no sign of life for {now - wait.beaten:,.0f} s, and "
+            f"{timeout_seconds:g} s are allowed (training.timeout_seconds): check its machine, "
+            "then start the command again"
+        )
     return wait.result()
 
 
