@@ -72,7 +72,6 @@ TRIALS = (
     Trial("amazon-beauty", "less dropout", ("model.query_tower.dropout=0.3",)),
     Trial("amazon-beauty", "wider, with more candidates", (*WIDE, _candidates(4096))),
     Trial("gowalla", "a higher temperature", ("model.temperature=0.1",)),
-    Trial("gowalla", "wider, with a higher temperature", (*WIDE, "model.temperature=0.1")),
     Trial("diginetica", "less dropout", ("model.query_tower.dropout=0.3",)),
     Trial("diginetica", "more candidates", (_candidates(2048),)),
 )
