@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the operating system refuses (no space, no permission).
     """
-    with _write_errors(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as temporary:
             yield temporary
@@ -80,7 +80,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         ArtifactError: the operating system refuses (no space, no permission).
     """
     out = out.resolve()
-    with _write_errors(out):
+    with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(out) as folder:
             folder.mkdir(mode=0o700)
@@ -245,8 +245,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Raise errors of the operating system as one sentence, also those that a library wraps."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Raise errors of the operating system as one sentence, also those that a library wraps.
+
+    Raises:
+        ArtifactError: the operating system refuses to write ``path``.
+    """
     try:
         yield
     except CandidError:

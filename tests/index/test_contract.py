@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -68,6 +70,45 @@ def test_files_of_an_open_index_are_mapped_and_not_copied(name, tmp_path, mapped
     for file in (snapshot.manifest["files"][name]["name"] for name in files):
         assert kib[file]["Size"] >= (tmp_path / file).stat().st_size // 1024
         assert kib[file]["Private_Dirty"] == 0
+
+
+FULL = """
+import json, resource, signal, sys
+from pathlib import Path
+
+import torch
+
+from candid.errors import ArtifactError
+from candid.index import INDEXES
+from candid.index.snapshot_files import save_index
+
+vectors = torch.randn(3000, 32)
+settings = json.loads(sys.argv[1])
+indexes = [INDEXES[name].Config(**values).build(vectors) for name, values in settings]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for index in indexes:
+    try:
+        save_index(index, Path(sys.argv[2]))
+    except ArtifactError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
+def test_full_disk_is_one_sentence(tmp_path):
+    saved = [settings for settings in SETTINGS.values() if INDEXES[settings[0]].has_file]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, json.dumps(saved), tmp_path / "index"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sentences = done.stdout.splitlines()
+    assert len(sentences) == len(saved)
+    for sentence in sentences:
+        assert sentence.startswith(f"cannot write {tmp_path}/index: ")
+        assert "free some space" in sentence
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from candid.atomic import TEMPORARY, make_readable, sync, write_error, write_json
+from candid.atomic import TEMPORARY, make_readable, sync, write_error, write_errors, write_json
 from candid.checksums import check_entries, check_seal, file_entry, read_error, sealed
 from candid.errors import ArtifactError, ConfigError
 from candid.index.protocol import Index
@@ -89,7 +89,8 @@ def index_write_errors(path: Path) -> Iterator[None]:
         ArtifactError: the library failed to write the file.
     """
     try:
-        yield
+        with write_errors(path):
+            yield
     except RuntimeError as error:
         # The libraries of indexes report a full disk this way; their text names C++ code.
         text = " ".join(str(error).split())
@@ -100,8 +101,6 @@ def index_write_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {text}; free some space or choose another path"
             ) from error
         raise write_error(path, OSError(number, os.strerror(number))) from error
-    except OSError as error:
-        raise write_error(path, error) from error
 
 
 def save_index(index: Index, path: Path) -> None:
