@@ -27,7 +27,7 @@ TEMPORARY = re.compile(
 PROBE = re.compile(rf"{TEMPORARY_FOLDER}/[a-z0-9_]{{8}}")
 """A file of some bytes by which Python tests whether it can write temporary files."""
 HIDDEN = frozenset({".lock"})
-TIME = re.compile(r"seconds|minutes|peak_mib|(?<![a-z])m[sb](?![a-z])")
+TIME = re.compile(r"seconds|minutes|hours|peak_mib|(?<![a-z])m[sb](?![a-z])")
 """Names of values that are times or memory, and words of lines that have some."""
 SEAL = re.compile(r"[#/] ?checksum(?=$|: )")
 """The checksum of a document, which covers its times too."""

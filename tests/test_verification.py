@@ -16,12 +16,13 @@ import pytest
 import torch
 
 import candid
-from candid.checksums import verification
+from candid.checksums import verification, write_sealed_json
 from candid.cli import run as cli
 from candid.errors import ArtifactError, ConfigError
 from candid.export import ExportInput, export, read_export
 from candid.index import FaissIndex, open_snapshot, save_changes, write_snapshot
 from candid.runs.earlier_run import open_earlier_run
+from candid.runs.folder import read_manifest
 from candid.serve.update_file import to_record
 from candid.verification import verify
 
@@ -257,6 +258,21 @@ def test_verify_finds_a_damaged_manifest_of_a_checkpoint_of_sharded_tables(tmp_p
     (tmp_path / "manifest.json").write_bytes(content)
     [check] = [check for check in verify(tmp_path) if check.path.name == "manifest.json"]
     assert check.fault.startswith("is damaged")
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_verify_finds_shards_without_a_manifest_in_a_finished_run(artifacts, tmp_path, is_finished):
+    run = tmp_path / "run"
+    shutil.copytree(artifacts / "run", run)
+    step = run / "checkpoints" / "step-4"
+    step.mkdir(parents=True)
+    shutil.copy(run / "last.safetensors", step / "shared.safetensors")
+    if not is_finished:
+        manifest = read_manifest(run)
+        del manifest["result"], manifest["checksum"]
+        write_sealed_json(run / "run.json", manifest)
+    damaged = [(check.path, check.fault) for check in verify(run) if not check.is_ok]
+    assert damaged == ([(step / "manifest.json", "is missing")] if is_finished else [])
 
 
 @pytest.mark.parametrize("kind", ["data", "run", "index", "baseline"])

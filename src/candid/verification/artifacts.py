@@ -25,7 +25,7 @@ from candid.study.folder import LOCKS, STUDY, read_study_manifest
 from candid.study.records import RECORDS
 from candid.study.user_values import USERS
 from candid.training import BEST, LAST, PREVIOUS, RUN, SHARDS
-from candid.training.shard_files import SHARED, read_shard_manifest
+from candid.training.shard_files import MANIFEST, SHARED, read_shard_manifest
 from candid.tuning.loop import FOLDERS
 from candid.tuning.trials import RECIPE, TRIALS, check_recipe, read_history
 from candid.verification.files import MISSING, Check, checkpoint, fault_of, listed, read_or_none
@@ -125,6 +125,11 @@ def _run(folder: Path) -> Iterator[tuple[Path, Check]]:
             yield folder / name, checkpoint(folder / name, run)
         elif name in needed:
             yield folder / name, lambda: MISSING
+    if result is not None:
+        # Only a training that was cut leaves one, and its run has no result.
+        for path in sorted((folder / SHARDS).glob("step-*")):
+            if path.is_dir() and not _exists(path / MANIFEST):
+                yield path / MANIFEST, lambda: MISSING
 
 
 def _exists(path: Path) -> bool:
