@@ -97,6 +97,8 @@ def table(content: dict[str, Any], quality: dict[str, Any]) -> str:
     for trial in TRIALS:
         cells = [content["trials"].get(trial.key(seed)) for seed in trial.seeds]
         values = [cell["metrics"][METRIC]["value"] for cell in cells if cell is not None]
+        if not values:
+            continue
         default = [
             run["metrics"][METRIC]["value"]
             for run in quality["runs"].values()
@@ -111,8 +113,6 @@ def table(content: dict[str, Any], quality: dict[str, Any]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "not measured"
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 
